@@ -1,0 +1,62 @@
+"""The fields that every config has; the other files say what is different."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> Any:
+    """Return the base config: a Mixer-S/16 on nothing yet. Locked: a misspelt field is an error."""
+    config: Any = ConfigDict()  # its fields have no static types
+
+    # --- The run ---
+    config.seed = 0  # of the initialisation, the order of examples, augmentation and dropout
+    config.steps = 10_000  # updates in all
+    config.batch_size = 512  # examples of an update, over all devices and hosts
+    config.accum_steps = 1  # parts in which a batch is computed, one after the other, to save memory
+    config.parallel = "jit"  # how the devices share a batch: 'jit' over a mesh, or 'pmap'
+    config.init_from = ""  # pretrained weights to begin with, as Mixer-B_16.npz; '' for none
+
+    # --- What is learnt: a file of vit_jax_mixer/tasks/ and its fields ---
+    config.task = ConfigDict()
+    config.task.name = "classification"
+    config.task.loss = "softmax"  # cross-entropy: 'softmax' or 'sigmoid'
+    config.task.label_smoothing = 0.0  # share of the label that is spread over all classes
+
+    # --- The model: a name of `python -m vit_jax_mixer.models`, and any of its attributes ---
+    config.model = ConfigDict()
+    config.model.name = "Mixer-S/16"
+    config.model.dropout_rate = 0.0  # inside the MLPs
+    config.model.stochastic_depth_rate = 0.0  # of the last block; linear in depth
+    config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+
+    # --- The data: a source of vit_jax_mixer/data/sources.py, operations of data/images.py ---
+    config.data = ConfigDict()
+    config.data.source = "tfds:imagenet2012"  # tfds:NAME, folder:DIR or idx:DIR
+    config.data.train = "train"  # split for training
+    config.data.eval = "validation"  # split for evaluation; names its metrics, as test/accuracy
+    config.data.train_ops = "decode(3)|inception_crop(224)|flip_lr|value_range(-1, 1)"
+    config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
+
+    config.loader = ConfigDict()
+    config.loader.threads = 8  # batches that are made at the same time
+    config.loader.prefetch = 8  # batches that are made ahead
+
+    # --- The optimizer ---
+    config.optim = ConfigDict()
+    config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', with any argument
+    config.optim.learning_rate = 0.03  # the highest, after the warm-up
+    config.optim.schedule = "cosine"  # after the warm-up: 'cosine' or 'linear' to 0, or 'constant'
+    config.optim.warmup_steps = 500  # steps in which the rate grows linearly from 0
+    config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
+
+    # --- Logging, evaluation, checkpoints; all three also at the end ---
+    config.log_every = 50  # steps
+    config.eval_every = 1_000  # steps
+    config.eval_batch_size = 512  # over all devices and hosts
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1_000  # steps
+    config.checkpoint.keep = 1  # the newest that stay
+    config.checkpoint.best = "validation/accuracy"  # by this, the best one stays too; '' for none
+
+    return config.lock()

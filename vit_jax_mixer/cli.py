@@ -1,0 +1,21 @@
+"""What every command shares: how it starts and how it ends."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from vit_jax_mixer.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS) -> None:
+    """Run a command; an error that the user can mend ends it with one sentence and exit code 1."""
+    logging.set_verbosity(logging.ERROR)  # the libraries' chatter; ours goes through `metrics`
+
+    def guarded(function, argv):
+        try:
+            return function(argv)
+        except (UserError, flags.Error) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(lambda argv: guarded(main, argv), flags_parser=lambda argv: guarded(parse_flags, argv))

@@ -1,0 +1,4 @@
+"""From a dataset's name to batches: `sources.open_source`, `images.Ops`, `pipeline.train_batches`.
+
+The batch of a step is a function of (seed, step) alone; see `pipeline`.
+"""

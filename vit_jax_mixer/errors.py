@@ -1,0 +1,25 @@
+"""The one error that a user can mend.
+
+A leaf of the package: every room may import it, and it imports none of them.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input, told in one sentence: where, what was found, what was expected, what to do.
+
+    The commands print its message without a traceback and exit with a code other than 0; every
+    other exception is a defect of ours and keeps its traceback.
+    """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'? Known: x, y, z."`` for a name that is not known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    if len(known) > 30 and near:  # as TFDS's thousand datasets
+        return hint
+    return f"{hint} Known: {', '.join(known) or 'none'}."

@@ -1,0 +1,71 @@
+"""Train and evaluate: `python -m vit_jax_mixer.main --config=configs/digits.py`.
+
+Any field of the config can be set, as in `--config.batch_size=64`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.errors import UserError, suggest
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/mixer_b16.py:cifar100.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run writes, and resumes from; runs/CONFIG_NAME if not given."
+)
+_CHANGE = flags.DEFINE_bool("change_config", False, "Resume though the config differs from the workdir's.")
+
+
+def main(argv: list[str]) -> None:
+    """Train what the flags say."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag; flags begin with -- as in --workdir=runs/x.")
+    # Imported here, so that a typo in a flag is answered before JAX is loaded.
+    from vit_jax_mixer.train import train_and_evaluate
+
+    name = _config_name(flags.FLAGS["config"].config_filename)  # pyright: ignore[reportAttributeAccessIssue] # a config flag
+    train_and_evaluate(_CONFIG.value, _WORKDIR.value or Path("runs") / name, change_config=_CHANGE.value)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse the flags; a missing config file or an unknown field is a `UserError`."""
+    path = next((arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)), None)
+    if path is None and not any(re.match("--?help", arg) for arg in argv):
+        raise UserError("no --config given; choose one, as --config=configs/digits.py.")
+    if path is not None and not Path(path.split(":")[0]).is_file():
+        raise UserError(f"there is no config file {path.split(':')[0]}; configs/ holds {_configs()}.")
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        _check_fields(argv)
+        raise error
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+    """Raise a `UserError` for the first ``--config.x.y=`` that the config does not have."""
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS([argv[0], *(arg for arg in argv if re.match("--?config=", arg))])
+    for arg in argv:
+        section, where = _CONFIG.value, "config"
+        for name in re.sub("--?config.?|=.*", "", arg, flags=re.DOTALL).split(".") if arg.startswith("-") else []:
+            if name and name not in section:
+                raise UserError(f"{where} has no field {name!r}{suggest(name, section.keys())}")
+            section, where = section[name] if name else section, f"{where}.{name}"
+
+
+def _config_name(path: str) -> str:
+    """Return a name for the workdir: 'configs/mixer_b16.py:cifar100' gives 'mixer_b16_cifar100'."""
+    file, _, argument = path.partition(":")
+    return "_".join([Path(file).stem, *re.findall(r"\w+", argument)])
+
+
+def _configs() -> str:
+    return ", ".join(sorted(p.name for p in Path("configs").glob("*.py") if p.name != "common.py")) or "none here"
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_flags)

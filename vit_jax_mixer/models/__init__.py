@@ -1,0 +1,68 @@
+"""Model modules by name: `list_models`, `create`.
+
+Names are those of the papers ('Mixer-B/16'); a family's own name ('MlpMixer') takes every size
+from the caller.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax_mixer import specs
+from vit_jax_mixer.models.mixer import MlpMixer
+from vit_jax_mixer.models.mnist_mixer import MnistMixer
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A named model: its module, the sizes that the name stands for, and what it was made for."""
+
+    module: Callable[..., nn.Module]
+    sizes: Mapping[str, Any]
+    image_shape: tuple[int, int, int] | None = None  # H, W, channels
+    num_classes: int = 1000
+
+
+def _mixer(num_blocks: int, patch_size: int, hidden_dim: int) -> Entry:
+    """Return a row of the paper's table 1, where D_S is C / 2 and D_C is 4 C throughout."""
+    sizes = dict(
+        num_blocks=num_blocks,
+        patch_size=patch_size,
+        hidden_dim=hidden_dim,
+        tokens_mlp_dim=hidden_dim // 2,
+        channels_mlp_dim=hidden_dim * 4,
+    )
+    return Entry(MlpMixer, sizes, (224, 224, 3))
+
+
+MODELS: Mapping[str, Entry] = {
+    "Mixer-S/32": _mixer(8, 32, 512),
+    "Mixer-S/16": _mixer(8, 16, 512),
+    "Mixer-S/8": _mixer(8, 8, 512),
+    "Mixer-B/32": _mixer(12, 32, 768),
+    "Mixer-B/16": _mixer(12, 16, 768),
+    "Mixer-L/32": _mixer(24, 32, 1024),
+    "Mixer-L/16": _mixer(24, 16, 1024),
+    "Mixer-H/14": _mixer(32, 14, 1280),
+    "MnistMixer": Entry(MnistMixer, {}, (28, 28, 1), num_classes=10),
+    "MlpMixer": Entry(MlpMixer, {}),
+}
+
+
+def list_models() -> list[str]:
+    """Return the names that `create` knows."""
+    return list(MODELS)
+
+
+def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+    """Return the module of that name, with any of its attributes overridden.
+
+    Raises:
+        UserError: the name or an override is not known; the sentence suggests the nearest.
+    """
+    entry = specs.lookup(MODELS, name, "model name")
+    fields = {**entry.sizes, **overrides}
+    # Flax's own two attributes are not a user's to set.
+    return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)

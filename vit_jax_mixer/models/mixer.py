@@ -1,0 +1,151 @@
+"""MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601, section 2 and figure 1).
+
+B images, H x W pixels, N tokens (patches), C channels of a token (the paper's hidden width),
+K classes. The parameter tree is that of the published checkpoints:
+``stem``, ``MixerBlock_0/token_mixing/Dense_0/kernel``, ..., ``pre_head_layer_norm``, ``head``.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax_mixer.errors import UserError
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with a GELU between; the last axis keeps its size.
+
+    Attributes:
+        mlp_dim: width of the hidden layer.
+        dropout_rate: dropout after each of the two layers.
+        dtype: of the computation; parameters stay float32.
+    """
+
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map f32[..., D] to f32[..., D]."""
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0")(x)
+        y = dropout(nn.gelu(y))
+        return dropout(nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1")(y))
+
+
+class MixerBlock(nn.Module):
+    """Token mixing, then channel mixing, each behind a LayerNorm and around a skip connection.
+
+    Attributes:
+        tokens_mlp_dim: hidden width of the MLP across tokens (D_S).
+        channels_mlp_dim: hidden width of the MLP across channels (D_C).
+        dropout_rate: dropout inside both MLPs.
+        stochastic_depth_rate: probability that an example skips a branch; branches that are
+            kept are divided by ``1 - rate`` (Huang et al. 2016, arXiv 1603.09382).
+        dtype: of the computation; parameters stay float32.
+    """
+
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]."""
+        drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
+        y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
+        y = MlpBlock(self.tokens_mlp_dim, self.dropout_rate, self.dtype, name="token_mixing")(y, train=train)
+        y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
+        x = x + drop_path(y)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+        y = MlpBlock(self.channels_mlp_dim, self.dropout_rate, self.dtype, name="channel_mixing")(y, train=train)
+        return x + drop_path(y)
+
+
+class MlpMixer(nn.Module):
+    """Patches, mixer blocks, mean over tokens, linear head.
+
+    ``model.apply(variables, images, mutable=["intermediates"])`` also returns the tokens after
+    each block as ``block_0``, ``block_1``, ... (f32[B, N, C]) and ``pre_logits`` (f32[B, C]).
+
+    Attributes:
+        num_classes: K; 0 leaves out the head and gives the pooled features.
+        num_blocks: number of mixer blocks.
+        patch_size: pixels of a patch's side, or (height, width).
+        hidden_dim: C, channels of a token.
+        tokens_mlp_dim: D_S, hidden width of token mixing.
+        channels_mlp_dim: D_C, hidden width of channel mixing.
+        dropout_rate: dropout inside the MLPs.
+        stochastic_depth_rate: that of the last block; it grows linearly from 0 at the first.
+        head_bias_init: start value of the head's bias; about ``-log(K)`` with sigmoid losses.
+        dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+    """
+
+    num_classes: int
+    num_blocks: int
+    patch_size: int | tuple[int, int]
+    hidden_dim: int
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    head_bias_init: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map images f32[B, H, W, 3] in [-1, 1] to logits f32[B, K], or features f32[B, C].
+
+        With ``train=True`` and a rate above 0 it needs ``rngs={"dropout": key}``.
+
+        Raises:
+            UserError: the patch size does not divide the image size.
+        """
+        x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
+        for i in range(self.num_blocks):
+            x = MixerBlock(
+                self.tokens_mlp_dim,
+                self.channels_mlp_dim,
+                self.dropout_rate,
+                self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1),
+                self.dtype,
+                name=f"MixerBlock_{i}",
+            )(x, train=train)
+            expose(self, f"block_{i}", x)
+        x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
+        expose(self, "pre_logits", x)
+        if self.num_classes:
+            x = nn.Dense(
+                self.num_classes,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.head_bias_init),
+                name="head",
+            )(x)
+        return x
+
+
+def embed_patches(images: jax.Array, patch_size: int | tuple[int, int], hidden_dim: int, dtype: Any) -> jax.Array:
+    """Project each patch to a token: f32[B, H, W, 3] -> f32[B, N, C]; called in a compact module."""
+    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    size = images.shape[1:3]
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise UserError(
+            f"images of {size[0]}x{size[1]} pixels cannot be cut into patches of {patch[0]}x{patch[1]}; "
+            "choose an image size that is a multiple of the patch size."
+        )
+    x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name="stem")(images)
+    return x.reshape(x.shape[0], -1, hidden_dim)  # [B, H/P, W/P, C] -> [B, N, C]
+
+
+def expose(module: nn.Module, name: str, x: jax.Array) -> None:
+    """Offer ``x`` as the intermediate ``name`` of the module."""
+    module.sow("intermediates", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new)

@@ -1,0 +1,73 @@
+"""From what a person typed in a config to a call, with one sentence where it does not fit.
+
+A *section* is a dict of fields, as in ``config.model``. A *spec* is a name with optional literal
+arguments, as in ``adamw(weight_decay=0.1)`` or ``random_shift(2)``. Nothing in it is executed.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit_jax_mixer.errors import UserError, suggest
+
+
+def lookup(table: Mapping[str, Any], name: str, where: str) -> Any:
+    """Return ``table[name]``; a name that is not there is a `UserError` with the nearest one."""
+    if name not in table:
+        raise UserError(f"{where}: {name!r} is not known{suggest(name, table)}")
+    return table[name]
+
+
+def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Call ``function(**given, **section)``, where the section's names come from a person.
+
+    Thus every field of the section reaches someone who reads it, or is an error.
+
+    Raises:
+        UserError: a field that the function does not take, or one that it needs and is missing.
+    """
+    parameters = _named_parameters(function, given)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    for name in section:
+        if name not in parameters and not takes_any:
+            raise UserError(f"{where} has no field {name!r}{suggest(name, parameters)}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in section:
+            raise UserError(f"{where} lacks the field {name!r}; add it.")
+    return function(**given, **section)
+
+
+def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **given: Any) -> Any:
+    """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``."""
+    name, args, kwargs = parse(spec, where)
+    function = lookup(table, name, where)
+    names = list(_named_parameters(function, given))
+    if len(args) > len(names):
+        raise UserError(f"{where}: {spec!r} has {len(args)} arguments; {name} takes {', '.join(names) or 'none'}.")
+    return call(function, {**dict(zip(names, args, strict=False)), **kwargs}, f"{where}: {name}", **given)
+
+
+def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Split ``"name(1, key=2)"`` into ``("name", [1], {"key": 2})``; parentheses may be missing.
+
+    Raises:
+        UserError: the text is not of that form, or an argument is not a literal.
+    """
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, [], {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+            if len(keywords) == len(node.keywords):  # neither **mapping nor a name given twice
+                return node.func.id, [ast.literal_eval(a) for a in node.args], keywords
+    except (SyntaxError, ValueError):
+        pass
+    raise UserError(f"{where}: {spec!r} is not of the form name or name(1, key=2) with literal arguments.")
+
+
+def _named_parameters(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters that a person may name: neither ``given`` nor ``**kwargs``."""
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if n not in given and p.kind is not p.VAR_KEYWORD}

@@ -1,0 +1,94 @@
+"""One training step and one evaluation step, written once, for one logical device.
+
+`parallel` runs them over all devices; it gives the functions that differ there, `Across`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax_mixer.tasks.base import Task, TrainState, Tree
+
+Batch = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Across:
+    """What a step needs to know of the devices it runs on; the defaults are those of one device.
+
+    Attributes:
+        mean: from each device's mean to that over all of them.
+        gather: from each device's rows [b, ...] to the rows of all, [B, ...].
+        own_key: from a step's key to this device's own.
+    """
+
+    mean: Callable[[Tree], Tree] = lambda tree: tree
+    gather: Callable[[Tree], Tree] = lambda tree: tree
+    own_key: Callable[[jax.Array], jax.Array] = lambda key: key
+
+
+def init_key(seed: int) -> jax.Array:
+    """Return the key of the initialisation; it shares nothing with the steps' keys."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """Return the key of a step."""
+    return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
+
+
+def new_state(optimizer: optax.GradientTransformation, params: Tree, extra: Tree) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra, frozen=())
+
+
+def train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    seed: int,
+    accum_steps: int,
+    across: Across,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """Return the state after one update, and its metrics; randomness comes from (seed, step)."""
+    key = across.own_key(step_key(seed, state.step))
+    (loss, aux), grads = across.mean(_mean_gradient(task, accum_steps, state, batch, key))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, extra=aux.extra)
+    new = dataclasses.replace(new, extra=task.after_update(new))
+    metrics = {
+        "loss": loss,
+        **aux.metrics,
+        "grad_norm": optax.global_norm(grads),
+        "learning_rate": jnp.asarray(learning_rate(state.step)),
+    }
+    return new, metrics
+
+
+def eval_step(task: Task, across: Across, state: TrainState, batch: Batch) -> Metrics:
+    """Return the task's outputs and the mask for all rows of the batch, [B, ...] each."""
+    return across.gather({**task.eval_step(state, batch), "mask": batch["mask"]})
+
+
+def _mean_gradient(task: Task, accum_steps: int, state: TrainState, batch: Batch, key: jax.Array):
+    """Return ``((loss, aux), grads)``: means over ``accum_steps`` equal parts of the batch."""
+
+    def gradient(part: jax.Array | int):
+        # Part i holds the rows i, i + A, ...: each device's own rows are split, none moves.
+        rows = jax.tree.map(lambda x: x.reshape(-1, accum_steps, *x.shape[1:])[:, part], batch)
+        loss = lambda params: task.loss(params, state, rows, jax.random.fold_in(key, part))  # noqa: E731
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    if accum_steps == 1:
+        return gradient(0)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, 0))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(accum_steps))
+    return jax.tree.map(lambda x: x / accum_steps, total)

@@ -1,0 +1,91 @@
+"""What the train loop asks of a task; `docs/adding_a_task.md` walks through one."""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+from vit_jax_mixer.data.pipeline import Dataset
+
+Tree = Any  # a pytree of arrays
+Outputs = Mapping[str, np.ndarray]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training step reads and writes; everything but ``frozen`` is in a checkpoint."""
+
+    step: jax.Array  # i32[], updates made so far
+    params: Tree  # what the optimizer changes
+    opt_state: Tree
+    extra: Tree  # float arrays that are state but no parameters: an EMA teacher, a centre
+    frozen: Tree  # what the loss reads and nothing changes: a distillation teacher
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a loss returns beside its value.
+
+    Both are means over the batch (or affine in such means, as a running average is): the loop
+    averages them over devices and accumulation steps, as it does the gradients.
+    """
+
+    metrics: Mapping[str, jax.Array]  # f32[] each, logged as train/NAME
+    extra: Tree  # the new TrainState.extra
+
+
+class Task(abc.ABC):
+    """What is learnt: the model, its data, the loss of a batch and the evaluation.
+
+    A task is a file ``tasks/NAME.py`` with ``create(*, model, data, init_from, **fields)``; the
+    first three are the config's sections of those names, the fields those of ``config.task``.
+    The loop owns the rest: steps, devices, optimizer, logging, checkpoints.
+
+    Attributes:
+        train_data: examples of training, with their augmentation.
+        eval_data: the datasets that `evaluate` may ask for, by name.
+    """
+
+    train_data: Dataset
+    eval_data: Mapping[str, Dataset]
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Return fresh (params, extra); pure, and traced for their shapes alone on a resume."""
+
+    def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
+        """Put pretrained weights in the place of fresh ones; called once, before step 0."""
+        return params, extra
+
+    def frozen(self) -> Tree:
+        """Return what the loss reads and nothing changes; called at every start."""
+        return ()
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Tree, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """Return (loss f32[], Aux), where the gradient is taken for ``params``.
+
+        ``state`` gives the step, ``extra`` and ``frozen``. ``key`` is this step's own; all
+        randomness comes from it.
+        """
+
+    def after_update(self, state: TrainState) -> Tree:
+        """Return the ``extra`` that follows from the new parameters, as an EMA of them."""
+        return state.extra
+
+    @abc.abstractmethod
+    def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Return arrays with one row an example, [B, ...]: losses, features, decoded tokens."""
+
+    @abc.abstractmethod
+    def evaluate(self, outputs: Callable[[str], Iterator[Outputs]]) -> dict[str, float]:
+        """Return metrics by name, as 'test/accuracy'.
+
+        ``outputs(name)`` runs `eval_step` over ``eval_data[name]`` and yields its arrays on the
+        host, batch by batch; each example occurs in exactly one of them, padding in none.
+        """

@@ -1,0 +1,109 @@
+"""Supervised image classification with softmax or sigmoid cross-entropy."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer.data import images
+from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
+
+# (logits f32[B, K], targets f32[B, K]) -> f32[B]
+LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "softmax": optax.softmax_cross_entropy,
+    "sigmoid": lambda logits, targets: optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1),
+}
+
+
+def create(*, loss: str, label_smoothing: float, model: Mapping[str, Any], data: Mapping[str, Any], init_from: str):
+    """Build the task from ``config.task``, ``config.model``, ``config.data`` and ``config.init_from``."""
+    dataset = specs.call(ImageData, data, "config.data")
+    module = specs.call(models.create, model, "config.model", num_classes=dataset.num_classes)
+    return Classification(module, dataset, loss, label_smoothing, init_from)
+
+
+class ImageData:
+    """Labelled images for training and evaluation.
+
+    Attributes:
+        num_classes: K, from the training split.
+        train: batches {'image': u8[B, h, w, c], 'label': i32[B]}, augmented.
+        eval: the same for evaluation.
+    """
+
+    def __init__(self, source: str, train: str, eval: str, train_ops: str, eval_ops: str) -> None:
+        """Take ``config.data``: a source, its two splits and the operations on each."""
+        train_source = open_source(source, train)
+        self.num_classes = len(train_source.class_names)
+        self.train_ops = images.parse(train_ops, "config.data.train_ops")
+        self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
+        self.train = Dataset(train_source, _transform(self.train_ops))
+        self.eval_split = eval
+        self.eval = Dataset(open_source(source, eval), _transform(self.eval_ops))
+
+
+def _transform(ops: images.Ops):
+    def transform(example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"image": ops(example["image"], rng), "label": np.int32(example["label"])}
+
+    return transform
+
+
+class Classification(Task):
+    """Images to classes."""
+
+    def __init__(self, model: Any, data: ImageData, loss: str, label_smoothing: float, init_from: str) -> None:
+        self.model = model
+        self.data = data
+        self.train_data = data.train
+        self.eval_data = {data.eval_split: data.eval}
+        self.label_smoothing = label_smoothing
+        self.init_from = init_from
+        self._loss = specs.lookup(LOSSES, loss, "config.task.loss")
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Return fresh parameters for images as the training data has them."""
+        example = self.train_data.get(0, np.random.default_rng(0))["image"]
+        images = self.data.train_ops.on_device(jnp.zeros((1, *example.shape), example.dtype))
+        return self.model.init(key, images)["params"], ()
+
+    def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
+        """Read ``init_from``, if set; the head stays new."""
+        if self.init_from:
+            loaded = pretrained.load(self.init_from)
+            params = pretrained.fill(params, loaded, new=("head",), where=self.init_from)
+        return params, extra
+
+    def loss(
+        self, params: Tree, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """Return the mean cross-entropy with smoothed labels, and the accuracy beside it."""
+        images = self.data.train_ops.on_device(batch["image"])
+        logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.data.num_classes), self.label_smoothing)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy}, state.extra)
+
+    def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return each example's cross-entropy (labels not smoothed) and whether it is right."""
+        images = self.data.eval_ops.on_device(batch["image"])
+        logits = self.model.apply({"params": state.params}, images, train=False)
+        targets = jax.nn.one_hot(batch["label"], self.data.num_classes)
+        return {"loss": self._loss(logits, targets), "accuracy": jnp.argmax(logits, -1) == batch["label"]}
+
+    def evaluate(self, outputs: Callable[[str], Iterator[Outputs]]) -> dict[str, float]:
+        """Return SPLIT/loss and SPLIT/accuracy, means over the split."""
+        metrics = {}
+        for split in self.eval_data:
+            batches = list(outputs(split))
+            for name in ("loss", "accuracy"):
+                metrics[f"{split}/{name}"] = float(
+                    np.mean(np.concatenate([b[name] for b in batches]), dtype=np.float64)
+                )
+        return metrics
