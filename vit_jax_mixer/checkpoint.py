@@ -38,6 +38,7 @@ class Checkpoints:
         self.best = best
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / "checkpoints",
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
             ),
@@ -80,9 +81,10 @@ def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
 
 
 def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], step: int) -> None:
-    for name in sorted(found.keys() | expected.keys()):
+    # Parameters first: the optimizer's copies of them say less.
+    for name in sorted(found.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
         if found.get(name) != expected.get(name):
             raise UserError(
-                f"checkpoint {step}: {name} has shape {found.get(name, 'absent')}, the config's model needs "
-                f"{expected.get(name, 'none')}; use the config that the checkpoint was made with, or another --workdir."
+                f"checkpoint {step}: {name} has shape {found.get(name, 'none: it is absent')}, the config needs "
+                f"{expected.get(name, 'no such array')}; take the config it was made with, or another --workdir."
             )

@@ -24,8 +24,7 @@ def load(path: str | Path) -> Tree:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the path of a downloaded .npz checkpoint.")
     try:
-        # `with` and a copy of the keys: an .npz reads each array when it is asked for.
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             flat = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not an .npz file of arrays ({error}); download it again.") from error

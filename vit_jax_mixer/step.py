@@ -66,7 +66,7 @@ def train_step(
     metrics = {
         "loss": loss,
         **aux.metrics,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(learning_rate(state.step)),
     }
     return new, metrics

@@ -64,8 +64,7 @@ def parse(spec: str, where: str) -> Ops:
 
 def decode(channels: int = 3) -> Callable[[Encoded, np.random.Generator], np.ndarray]:
     """JPEG or PNG bytes, or an array u8[H, W, 1|3], to u8[H, W, channels] (1 grey, 3 RGB)."""
-    modes = {1: "L", 3: "RGB"}
-    mode = specs.lookup(modes, channels, "decode: channels")  # pyright: ignore[reportArgumentType]
+    mode = specs.lookup({"1": "L", "3": "RGB"}, str(channels), "decode: channels")
 
     def op(image: Encoded, rng: np.random.Generator) -> np.ndarray:
         del rng

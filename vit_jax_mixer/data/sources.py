@@ -14,13 +14,13 @@ import dataclasses
 import gzip
 import importlib
 import io
-import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError, suggest
@@ -71,10 +71,13 @@ def _open_tfds(place: str, split: str) -> Source:
     tfds = importlib.import_module("tensorflow_datasets")
     digits = importlib.import_module("vit_jax_mixer.data.digits")
     try:
-        is_folder = place.startswith(("/", ".", "~", "gs://"))
-        builder = tfds.builder_from_directory(os.path.expanduser(place)) if is_folder else tfds.builder(place)
-    except FileNotFoundError as error:
-        raise UserError(f"tfds:{place}: the folder holds no dataset_info.json; name a prepared TFDS folder.") from error
+        if place.startswith(("/", ".", "~", "gs://")):
+            folder = epath.Path(place).expanduser()
+            if not (folder / "dataset_info.json").exists():
+                raise UserError(f"{folder} holds no dataset_info.json; name a folder that TFDS has prepared.")
+            builder = tfds.builder_from_directory(folder)
+        else:
+            builder = tfds.builder(place)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"tfds:{place}: TFDS has no dataset of that name{suggest(place, known)}") from error
@@ -96,7 +99,7 @@ def _open_tfds(place: str, split: str) -> Source:
             f"tfds:{place} in {builder.data_path} is not stored as ArrayRecord, so it has no random access; "
             f"prepare it again with `tfds build {place} --file_format=array_record`."
         ) from error
-    label = features.get("label")
+    label: Any = features.get("label")
     names = label.names if isinstance(label, tfds.features.ClassLabel) else ()
     return Source(examples, tuple(names), lambda i: f"tfds:{place}, split {split}, example {i}")
 

@@ -1,0 +1,115 @@
+"""The training step against the original's, on one and two devices, under jit and pmap."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.helpers import DATA, assert_close, nested
+from vit_jax_mixer import optim, parallel, step
+from vit_jax_mixer.models.mixer import MlpMixer
+from vit_jax_mixer.tasks import Aux, Task
+
+MODEL = dict(num_blocks=2, patch_size=8, hidden_dim=24, tokens_mlp_dim=10, channels_mlp_dim=36)
+SGD = "sgd(momentum=0.9, accumulator_dtype='bfloat16')"
+
+
+class Reference(Task):
+    """The tiny Mixer of the reference files, with a running mean of its logits as extra state."""
+
+    def __init__(self, **rates):
+        self.model = MlpMixer(num_classes=7, **MODEL, **rates)
+
+    def init(self, key):
+        return nested(np.load(DATA / "mixer_tiny_params.npz")), {"centre": jnp.zeros(7), "ema": jnp.zeros(7)}
+
+    def loss(self, params, state, batch, key):
+        logits = self.model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        centre = 0.9 * state.extra["centre"] + 0.1 * logits.mean(0)
+        return loss, Aux({"accuracy": jnp.mean(logits.argmax(-1) == batch["label"])}, {**state.extra, "centre": centre})
+
+    def after_update(self, state):
+        return {**state.extra, "ema": 0.5 * state.extra["ema"] + 0.5 * state.params["head"]["bias"]}
+
+    def eval_step(self, state, batch):
+        return {"logits": self.model.apply({"params": state.params}, batch["image"])}
+
+    def evaluate(self, outputs):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.load(DATA / "mixer_tiny_reference.npz")
+
+
+def train(reference, steps=4, accum_steps=2, devices=None, task=None):
+    """Train on the reference's batch; return the last state as saved, and the metrics by step."""
+    task, devices = task or Reference(), devices or parallel.create("jit")
+    optimizer, rate = optim.create(
+        optimizer=SGD, learning_rate=0.03, schedule="cosine", warmup_steps=2, clip_norm=1.0, steps=4
+    )
+    run = devices.train_step(partial(step.train_step, task, optimizer, rate, 0, accum_steps))
+    state = devices.put_state(step.new_state(optimizer, *task.init(step.init_key(0))))
+    batch = {"image": reference["images"], "label": reference["labels"].astype(np.int32)}
+    metrics = []
+    for _ in range(steps):
+        state, values = run(state, devices.put_batch(batch))
+        metrics.append(jax.device_get(values))
+    return devices.saved_form(state), metrics
+
+
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_four_updates_are_those_of_the_original(reference, name):
+    assert jax.device_count() == 2
+    state, metrics = train(reference, devices=parallel.create(name))
+    assert_close(jax.device_get(state.params), nested(reference, "after/"))
+    np.testing.assert_allclose([m["loss"] for m in metrics], reference["losses"], rtol=1e-5)
+    assert metrics[0]["learning_rate"] == 0
+    assert int(state.step) == 4
+
+
+def test_jit_and_pmap_agree_in_state_and_metrics(reference):
+    (jit, first), (pmap, second) = (train(reference, devices=parallel.create(name)) for name in ("jit", "pmap"))
+    assert_close(jax.device_get(jit.params), pmap.params)
+    assert_close(jax.device_get(jit.extra), pmap.extra)
+    assert_close(first[3], second[3])
+
+
+def test_accumulation_changes_nothing_but_rounding(reference):
+    (whole, first), (parts, second) = (train(reference, accum_steps=n) for n in (1, 4))
+    assert_close(jax.device_get(parts.params), jax.device_get(whole.params))
+    assert_close(jax.device_get(parts.extra), jax.device_get(whole.extra))
+    assert_close(second[3], first[3])
+
+
+def test_extra_state_follows_the_batch_and_the_new_parameters(reference):
+    state, metrics = train(reference, steps=1)
+    assert_close(jax.device_get(state.extra["centre"]), 0.1 * reference["logits"].mean(0))
+    assert_close(jax.device_get(state.extra["ema"]), 0.5 * jax.device_get(state.params["head"]["bias"]))
+    assert 0 <= metrics[0]["accuracy"] <= 1
+    norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(nested(reference, "grad/"))))
+    np.testing.assert_allclose(metrics[0]["grad_norm"], norm, rtol=1e-5)
+
+
+def test_the_randomness_of_a_step_is_its_own(reference):
+    task = Reference(dropout_rate=0.3, stochastic_depth_rate=0.3)
+    (_, first), (_, again) = (train(reference, task=task, accum_steps=1) for _ in range(2))
+    assert [m["loss"] for m in first] == [m["loss"] for m in again]
+    # The first update has rate 0, so steps 1 and 2 differ in their randomness alone.
+    assert abs(first[0]["loss"] - first[1]["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_evaluation_returns_each_row_once_on_all_devices(reference, name):
+    task, devices = Reference(), parallel.create(name)
+    optimizer = optax.identity()
+    state = devices.put_state(step.new_state(optimizer, *task.init(step.init_key(0))))
+    mask = np.arange(8) < 6
+    batch = devices.put_batch({"image": reference["images"], "mask": mask})
+    rows = parallel.rows_of(devices.eval_step(partial(step.eval_step, task))(state, batch))
+    assert_close(rows["logits"], reference["logits"][:6])
