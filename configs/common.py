@@ -17,15 +17,15 @@ def get_config() -> Any:
     config.parallel = "jit"  # how the devices share a batch: 'jit' over a mesh, or 'pmap'
     config.init_from = ""  # pretrained weights to begin with, as Mixer-B_16.npz; '' for none
 
-    # --- What is learnt: a file of vit_jax_mixer/tasks/ and its fields ---
+    # --- What is learnt, and the fields of that task ---
     config.task = ConfigDict()
-    config.task.name = "classification"
+    config.task.name = "classification"  # a file of vit_jax_mixer/tasks/
     config.task.loss = "softmax"  # cross-entropy: 'softmax' or 'sigmoid'
     config.task.label_smoothing = 0.0  # share of the label that is spread over all classes
 
     # --- The model: a name of `python -m vit_jax_mixer.models`, and any of its attributes ---
     config.model = ConfigDict()
-    config.model.name = "Mixer-S/16"
+    config.model.name = "Mixer-S/16"  # see the command above
     config.model.dropout_rate = 0.0  # inside the MLPs
     config.model.stochastic_depth_rate = 0.0  # of the last block; linear in depth
     config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
@@ -35,10 +35,12 @@ def get_config() -> Any:
     config.data.source = "tfds:imagenet2012"  # tfds:NAME, folder:DIR or idx:DIR
     config.data.train = "train"  # split for training
     config.data.eval = "validation"  # split for evaluation; names its metrics, as test/accuracy
+    # What is done to an image for training, in this order; value_range is what the model reads.
     config.data.train_ops = "decode(3)|inception_crop(224)|flip_lr|value_range(-1, 1)"
+    # The same for evaluation.
     config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
 
-    config.loader = ConfigDict()
+    config.loader = ConfigDict()  # each process has its own
     config.loader.threads = 8  # batches that are made at the same time
     config.loader.prefetch = 8  # batches that are made ahead
 

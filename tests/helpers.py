@@ -57,6 +57,7 @@ def assert_one_sentence(result: subprocess.CompletedProcess[str], *parts: str) -
     assert result.returncode != 0, result.stdout
     assert "Traceback" not in result.stderr, result.stderr
     lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
     for part in parts:
         assert re.search(re.escape(part), lines[0]), f"{part!r} is not in {lines[0]!r}"

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_other_shapes_names_the_parameter_and_both_shapes(tmp_pa
     with pytest.raises(UserError, match=r"checkpoint 1: params/Dense_0/bias has shape \(3,\), the config needs \(4,\)"):
         checkpoints.restore(1, abstract(state(width=4)), devices_sharding())
     other = dataclasses.replace(abstract(state()), extra={})
-    with pytest.raises(UserError, match="extra/centre has shape .*needs no such array"):
+    with pytest.raises(UserError, match=r"extra/centre has shape .*needs no such array"):
         checkpoints.restore(1, other, devices_sharding())
     checkpoints.close()
 

@@ -51,13 +51,13 @@ def test_files_that_are_no_checkpoint_are_one_sentence(tmp_path):
     path = tmp_path / "x.npz"
     for data in (b"", b"<html>", PATH.read_bytes()[:5000]):
         path.write_bytes(data)
-        with pytest.raises(UserError, match=f"{path} is not an .npz file"):
+        with pytest.raises(UserError, match=rf"{path} is not an \.npz file"):
             pretrained.load(path)
     np.savez(path, labels=np.arange(3))
     with pytest.raises(UserError, match="labels has type int64, not float"):
         pretrained.load(path)
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(UserError, match="is not an .npz file"):
+    with pytest.raises(UserError, match=r"is not an \.npz file"):
         pretrained.load(tmp_path / "x.npy")
 
 
@@ -67,6 +67,6 @@ def test_nothing_is_unpickled(tmp_path):
             return (tmp_path / "exploded").touch, ()
 
     np.savez(tmp_path / "x.npz", stem=np.array([Bomb()], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="is not an .npz file"):
+    with pytest.raises(UserError, match=r"is not an \.npz file"):
         pretrained.load(tmp_path / "x.npz")
     assert not (tmp_path / "exploded").exists()

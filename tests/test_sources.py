@@ -32,7 +32,9 @@ def test_the_embedded_digits_are_those_of_scikit_learn():
     assert (len(train.examples), len(test.examples)) == (1437, 360)
     assert train.class_names == tuple("0123456789")
     images, labels = load_digits(return_X_y=True)
-    expected = sorted((int(label), *np.round(image * 255 / 16).astype(int)) for image, label in zip(images, labels))
+    expected = sorted(
+        (int(label), *np.round(image * 255 / 16).astype(int)) for image, label in zip(images, labels, strict=True)
+    )
     examples = [source.examples[i] for source in (train, test) for i in range(len(source.examples))]
     assert sorted((int(e["label"]), *pixels(e["image"]).ravel().astype(int)) for e in examples) == expected
 

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.tasks.base import TrainState
 
 Tree = Any
@@ -49,9 +49,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Begin to write a checkpoint; returns once the state is copied from the devices."""
+        """Begin to write a checkpoint; returns once the state is copied from the devices.
+
+        Raises:
+            UserError: there are metrics, but ``best`` is none of them; the checkpoint is written.
+        """
         args = ocp.args.StandardSave(_saved(state))
         self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
+        if metrics and self.best and self.best not in metrics:
+            raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, metrics)}")
 
     def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
         """Read a checkpoint into the form of ``like`` (shapes and types suffice).

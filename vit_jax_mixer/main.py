@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError, suggest
@@ -33,28 +33,43 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the flags; a missing config file or an unknown field is a `UserError`."""
-    path = next((arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)), None)
-    if path is None and not any(re.match("--?help", arg) for arg in argv):
-        raise UserError("no --config given; choose one, as --config=configs/digits.py.")
-    if path is not None and not Path(path.split(":")[0]).is_file():
-        raise UserError(f"there is no config file {path.split(':')[0]}; configs/ holds {_configs()}.")
-    try:
+    if any(re.match("--?help", arg) for arg in argv):
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        _check_fields(argv)
-        raise error
+    given = [arg for arg in argv if re.match("--?config=", arg)]
+    if not given:
+        raise UserError("no --config given; choose one, as --config=configs/digits.py.")
+    path = given[-1].split("=", 1)[1].split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path}; configs/ holds {_configs()}.")
+    _check_fields(_without_overrides([argv[0], given[-1]], path), argv)
+    return flags.FLAGS(argv)
 
 
-def _check_fields(argv: Sequence[str]) -> None:
+def _without_overrides(argv: list[str], path: str) -> ConfigDict:
+    """Return the config as its file makes it; what goes wrong in there is a `UserError`."""
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (ValueError, AttributeError, KeyError, flags.Error) as error:
+        reason = str(error).strip().splitlines()[-1]  # the rest is a traceback in words
+        raise UserError(f"{path}: {reason}") from error
+    if not isinstance(config.value, ConfigDict):
+        raise UserError(f"{path}: get_config returned a {type(config.value).__name__}, not a ConfigDict; return it.")
+    return config.value
+
+
+def _check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
     """Raise a `UserError` for the first ``--config.x.y=`` that the config does not have."""
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS([argv[0], *(arg for arg in argv if re.match("--?config=", arg))])
     for arg in argv:
-        section, where = _CONFIG.value, "config"
-        for name in re.sub("--?config.?|=.*", "", arg, flags=re.DOTALL).split(".") if arg.startswith("-") else []:
-            if name and name not in section:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
+        section, where = config, "config"
+        for name in match[1].split(".") if match else ():
+            if not isinstance(section, ConfigDict):
+                raise UserError(f"{where} is a value, so it has no field {name!r}; set {where} itself.")
+            if name not in section:
                 raise UserError(f"{where} has no field {name!r}{suggest(name, section.keys())}")
-            section, where = section[name] if name else section, f"{where}.{name}"
+            section, where = section[name], f"{where}.{name}"
 
 
 def _config_name(path: str) -> str:

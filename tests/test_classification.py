@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import assert_close
+from vit_jax_mixer import step, tasks
+from vit_jax_mixer.errors import UserError
+
+MODEL = dict(
+    name="MlpMixer", num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8, head_bias_init=-2.0
+)
+DATA = dict(
+    source="tfds:sklearn_digits",
+    train="train",
+    eval="test",
+    train_ops="decode(1)|value_range(-1, 1)",
+    eval_ops="decode(1)|value_range(-1, 1)",
+)
+
+
+def create(**task):
+    fields = {"name": "classification", "loss": "softmax", "label_smoothing": 0.0, **task}
+    return tasks.create(fields, model=MODEL, data=DATA, init_from="")
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+FORMULAS = {
+    "softmax": lambda logits, targets: -(targets * log_softmax(logits)).sum(-1),
+    "sigmoid": lambda logits, targets: (np.log1p(np.exp(logits)) - targets * logits).sum(-1),
+}
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_its_formula(loss, smoothing):
+    task = create(loss=loss, label_smoothing=smoothing)
+    params, extra = task.init(jax.random.key(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    state = step.TrainState(jnp.int32(0), params, (), extra, ())
+    examples = [task.train_data.get(i, np.random.default_rng(0)) for i in range(6)]
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
+
+    value, aux = task.loss(params, state, batch, jax.random.key(0))
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    logits = np.asarray(task.model.apply({"params": params}, images))
+    onehot = np.eye(10)[batch["label"]]
+    targets = (1 - smoothing) * onehot + smoothing / 10
+    assert_close(value, FORMULAS[loss](logits, targets).mean())
+    assert aux.metrics["accuracy"] == np.mean(logits.argmax(-1) == batch["label"])
+
+    rows = task.eval_step(state, batch)
+    assert_close(rows["loss"], FORMULAS[loss](logits, onehot))
+    np.testing.assert_array_equal(rows["accuracy"], logits.argmax(-1) == batch["label"])
+
+
+def test_metrics_are_means_over_all_examples_of_batches_of_any_size():
+    batches = [{"loss": np.array([1.0, 2.0]), "accuracy": np.array([True, True])}]
+    batches += [{"loss": np.array([6.0]), "accuracy": np.array([False])}]
+    found = create().evaluate(lambda split: iter(batches))
+    assert found == {"test/loss": 3.0, "test/accuracy": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (dict(name="clasify"), "config.task.name: 'clasify' is not known.*classification"),
+        (dict(smoothing=1), "config.task has no field 'smoothing'; did you mean 'label_smoothing'"),
+    ],
+)
+def test_misspelt_fields_are_one_sentence(task, message):
+    with pytest.raises(UserError, match=message):
+        create(**task)

@@ -1,0 +1,84 @@
+"""Every file in configs/ runs through the real command line, shrunk only by --config.x= overrides."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import ROOT, command
+from tests.test_sources import write_idx
+from vit_jax_mixer.config import Config
+
+# The embedded digits, enlarged, in the place of data that must be downloaded.
+DIGITS = ["--config.data.source=tfds:sklearn_digits", "--config.data.train=train[:40]", "--config.data.eval=test[:10]"]
+PHOTOS = [
+    *DIGITS,
+    "--config.checkpoint.best=test[:10]/accuracy",
+    "--config.batch_size=4",
+    "--config.eval_batch_size=6",
+    "--config.loader.threads=1",
+    "--config.loader.prefetch=1",
+    "--config.model.name=Mixer-S/32",
+]
+OVERRIDES = {
+    "digits.py": [],
+    "mnist.py": ["--config.data.source=idx:{idx}"],
+    "mixer_b16.py": PHOTOS,
+    "mixer_b16.py:imagenet2012": PHOTOS,
+    "mixer_imagenet.py": PHOTOS,
+    "mixer_imagenet.py:S/32": [flag for flag in PHOTOS if "model.name" not in flag],
+}
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mnist")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 200), ("t10k", 50)):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return folder
+
+
+def test_no_config_is_left_out():
+    files = {path.name for path in (ROOT / "configs").glob("*.py")} - {"common.py", "__init__.py"}
+    assert files == {name.partition(":")[0] for name in OVERRIDES}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_it_runs_for_two_steps_and_one_evaluation(name, idx, tmp_path):
+    flags = [flag.format(idx=idx) for flag in OVERRIDES[name]]
+    result = command(
+        "main",
+        f"--config=configs/{name}",
+        f"--workdir={tmp_path}",
+        "--config.steps=2",
+        "--config.optim.warmup_steps=1",
+        *flags,
+    )
+    assert result.returncode == 0, result.stderr
+    *_, evaluation = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert evaluation["step"] == 2
+    assert any(metric.endswith("/accuracy") for metric in evaluation)
+    assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_the_common_config_has_all_fields_that_a_run_reads():
+    config = importlib.import_module("configs.common").get_config()
+    assert set(config) == {field.name for field in dataclasses.fields(Config)}
+
+
+def test_every_field_of_the_common_config_has_a_comment():
+    lines = [line.strip() for line in (ROOT / "configs/common.py").read_text().splitlines()]
+    for above, line in itertools.pairwise(lines):
+        if line.startswith("config.") and not line.endswith("= ConfigDict()"):
+            assert "  # " in line or above.startswith("# "), line
+
+
+def test_the_imagenet_config_counts_300_epochs():
+    config = importlib.import_module("configs.mixer_imagenet").get_config("L/16")
+    assert config.model.name == "Mixer-L/16"
+    assert config.steps * config.batch_size == pytest.approx(300 * 1_281_167, rel=1e-4)
