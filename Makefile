@@ -4,16 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test lint clean
 
 train: $(VENV)/installed  ## train a small Mixer on the embedded digits; resumes if stopped
 	$(BIN)/python -m vit_jax_mixer.main --config=configs/digits.py --workdir=runs/digits
 
-test: $(VENV)/installed-dev  ## all tests but those that take minutes
+test: $(VENV)/installed-dev  ## the tests (those marked slow, which take minutes: pytest -m slow)
 	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/installed-dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev  ## what CI checks beside the tests
 	$(BIN)/ruff check .

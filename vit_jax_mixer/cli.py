@@ -17,5 +17,7 @@ def run(main: Callable[[list[str]], None], parse_flags: Callable[[Sequence[str]]
             return function(argv)
         except (UserError, flags.Error) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from the newest checkpoint.")
 
     app.run(lambda argv: guarded(main, argv), flags_parser=lambda argv: guarded(parse_flags, argv))

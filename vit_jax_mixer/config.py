@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 from vit_jax_mixer import specs
@@ -61,7 +62,7 @@ def record(config: ml_collections.ConfigDict, workdir: Path, *, resumes: bool, m
                 "Go on with the old values, choose another --workdir, or pass --change_config to go on with the new."
             )
     text = json.dumps(now, indent=2) + "\n"
-    if not path.exists() or path.read_text() != text:
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         new = path.with_suffix(".json.new")
         new.write_text(text)
         new.replace(path)

@@ -176,7 +176,7 @@ def make_workdir(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise UserError(f"cannot write to the workdir {path} ({error.strerror}); choose another --workdir.") from error
     return path

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vit_jax_mixer import specs
+from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.models.mnist_mixer import MnistMixer
 
@@ -64,5 +66,9 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     """
     entry = specs.lookup(MODELS, name, "model name")
     fields = {**entry.sizes, **overrides}
+    try:
+        jnp.dtype(fields.get("dtype", "float32"))
+    except TypeError as error:
+        raise UserError(f"model {name}: {fields['dtype']!r} is no dtype; use 'float32' or 'bfloat16'.") from error
     # Flax's own two attributes are not a user's to set.
     return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)

@@ -12,6 +12,7 @@ from vit_jax_mixer import models, pretrained, specs
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
 
 # (logits f32[B, K], targets f32[B, K]) -> f32[B]
@@ -29,30 +30,51 @@ def create(*, loss: str, label_smoothing: float, model: Mapping[str, Any], data:
 
 
 class ImageData:
-    """Labelled images for training and evaluation.
+    """Labelled images for training and evaluation, all of one size.
 
     Attributes:
         num_classes: K, from the training split.
-        train: batches {'image': u8[B, h, w, c], 'label': i32[B]}, augmented.
+        train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented.
         eval: the same for evaluation.
+        eval_split: the name of the evaluation split.
+        train_ops: what is done to a training image on the host and on the device.
+        eval_ops: the same for evaluation.
+        shape: (h, w, c) of an image.
     """
 
     def __init__(self, source: str, train: str, eval: str, train_ops: str, eval_ops: str) -> None:
-        """Take ``config.data``: a source, its two splits and the operations on each."""
-        train_source = open_source(source, train)
+        """Take ``config.data``: a source, its two splits and the operations on each.
+
+        Raises:
+            UserError: an unknown source, split or operation, labels without names, or operations
+                that give training and evaluation images of different sizes.
+        """
+        train_source, eval_source = open_source(source, train), open_source(source, eval)
         self.num_classes = len(train_source.class_names)
+        if not self.num_classes:
+            raise UserError(f"{source} has no class labels, which classification needs; choose another dataset.")
         self.train_ops = images.parse(train_ops, "config.data.train_ops")
         self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
-        self.train = Dataset(train_source, _transform(self.train_ops))
+        self.train = Dataset(train_source, self._transform(self.train_ops))
+        self.eval = Dataset(eval_source, self._transform(self.eval_ops))
         self.eval_split = eval
-        self.eval = Dataset(open_source(source, eval), _transform(self.eval_ops))
+        self.shape, eval_shape = (
+            data.get(0, np.random.default_rng(0))["image"].shape for data in (self.train, self.eval)
+        )
+        if self.shape != eval_shape:
+            raise UserError(
+                f"config.data.train_ops gives images of shape {self.shape}, eval_ops of {eval_shape}; "
+                "a Mixer reads one size: make them equal."
+            )
 
+    def _transform(self, ops: images.Ops) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
+        def transform(example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+            label = int(example["label"])
+            if not 0 <= label < self.num_classes:
+                raise UserError(f"its label is {label}, not from 0 to {self.num_classes - 1}; name a labelled split.")
+            return {"image": ops(example["image"], rng), "label": np.int32(label)}
 
-def _transform(ops: images.Ops):
-    def transform(example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return {"image": ops(example["image"], rng), "label": np.int32(example["label"])}
-
-    return transform
+        return transform
 
 
 class Classification(Task):
@@ -69,8 +91,7 @@ class Classification(Task):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Return fresh parameters for images as the training data has them."""
-        example = self.train_data.get(0, np.random.default_rng(0))["image"]
-        images = self.data.train_ops.on_device(jnp.zeros((1, *example.shape), example.dtype))
+        images = self.data.train_ops.on_device(jnp.zeros((1, *self.data.shape), jnp.uint8))
         return self.model.init(key, images)["params"], ()
 
     def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:

@@ -1,0 +1,91 @@
+"""What the train loop costs beside the bare step, and whether data keeps up.
+
+python -m benchmarks.loop_overhead --config=configs/digits.py [--steps=300]
+
+Prints images per second of: the compiled step on one batch that stays on the devices; the data
+pipeline alone; the train loop, which needs both. The loop can be no faster than the slower of the
+two; on a CPU they also share its cores.
+"""
+
+import itertools
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
+from vit_jax_mixer.config import Config
+from vit_jax_mixer.train import Loader, train_and_evaluate
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What is trained.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Steps that are timed, in each of the three.")
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print the table."""
+    del argv
+    config, steps = _CONFIG.value, _STEPS.value
+    config.steps = 2 * steps
+    config.log_every = steps  # the second half of the run is timed
+    config.eval_every = config.checkpoint.every = 2 * steps
+    config.optim.warmup_steps = min(config.optim.warmup_steps, steps)
+    run = Config.of(config)
+
+    task = tasks.create(run.task, model=run.model, data=run.data, init_from=run.init_from)
+    loader = specs.call(Loader, run.loader, "config.loader")
+    rates = {
+        "step alone": step_alone(run, task, loader, steps),
+        "data alone": data_alone(run, task, loader, steps),
+        "train loop": train_loop(config),
+    }
+    print(f"{'':<12}{'images/s':>12}{'ms/step':>10}   {jax.device_count()} x {jax.devices()[0].device_kind}")
+    for name, rate in rates.items():
+        print(f"{name:<12}{rate:>12,.0f}{1000 * run.batch_size / rate:>10.2f}")
+    print(
+        f"the loop reaches {rates['train loop'] / min(rates['step alone'], rates['data alone']):.2f} of the slower part"
+    )
+
+
+def step_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> float:
+    """Return images per second of the step on one batch, over and over."""
+    devices = parallel.create(run.parallel)
+    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    compiled = devices.train_step(partial(step.train_step, task, optimizer, rate, run.seed, run.accum_steps))
+    state = devices.put_state(step.new_state(optimizer, *jax.jit(task.init)(step.init_key(run.seed))))
+    batch = devices.put_batch(next(iter(loader.train_batches(task.train_data, run.seed, run.batch_size, 0))))
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready(metrics)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        state, metrics = compiled(state, batch)
+    jax.block_until_ready(metrics)
+    return steps * run.batch_size / (time.perf_counter() - begun)
+
+
+def data_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> float:
+    """Return images per second of the pipeline, with nobody who waits for it but this loop."""
+    batches = iter(loader.train_batches(task.train_data, run.seed, run.batch_size, 0))
+    warm = run.loader["prefetch"] + 1  # what was made ahead must not count
+    for _ in itertools.islice(batches, warm):
+        pass
+    begun = time.perf_counter()
+    for _ in itertools.islice(batches, steps):
+        pass
+    return steps * run.batch_size / (time.perf_counter() - begun)
+
+
+def train_loop(config) -> float:
+    """Return images per second that a real run logs for its second half."""
+    with tempfile.TemporaryDirectory() as workdir:
+        train_and_evaluate(config, workdir)
+        lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [line["perf/images_per_second"] for line in lines if "perf/images_per_second" in line][-1]
+
+
+if __name__ == "__main__":
+    cli.run(main)
