@@ -107,6 +107,10 @@ class Console:
         """Measure speed from now on, as after an evaluation."""
         self._since = (step, time.perf_counter())
 
+    def advance(self, step: int) -> None:
+        """Move the bar to a step that is done."""
+        self._bar.update(step - self._bar.n)
+
     def training(self, step: int, scalars: Scalars) -> dict[str, float]:
         """Show a step's metrics; return the speed since the last call, as perf/images_per_second."""
         then, begun = self._since
@@ -117,8 +121,7 @@ class Console:
             left = (self._steps - step) / max(steps_per_second, 1e-9)
             self.line(f"step {step}/{self._steps}  {_words(scalars)}  {speed:,.0f} images/s  {_clock(left)} left")
         else:
-            self._bar.set_postfix_str(f"{_words(scalars)}, {speed:,.0f} images/s", refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(f"{_words(scalars)}  {speed:,.0f} images/s", refresh=False)
         return {"perf/images_per_second": speed}
 
     def line(self, text: str) -> None:

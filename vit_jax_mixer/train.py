@@ -67,6 +67,7 @@ def train_and_evaluate(
 
     def report(fetched: Iterable[tuple[int, dict[str, float]]]) -> None:
         for number, metrics in fetched:
+            console.advance(number)
             if number % run.log_every == 0 or number == run.steps:
                 speed = console.training(number, {k: metrics[k] for k in metrics if k not in _QUIET})
                 log.write(number, {f"train/{name}": value for name, value in metrics.items()} | speed)
