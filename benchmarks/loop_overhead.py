@@ -20,7 +20,8 @@ from ml_collections import config_flags
 
 from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.train import Loader, train_and_evaluate
+from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What is trained.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps that are timed, in each of the three.")
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     config.optim.warmup_steps = min(config.optim.warmup_steps, steps)
     run = Config.of(config)
 
-    task = tasks.create(run.task, model=run.model, data=run.data, init_from=run.init_from)
+    task = tasks.create(run)
     loader = specs.call(Loader, run.loader, "config.loader")
     rates = {
         "step alone": step_alone(run, task, loader, steps),
@@ -57,7 +58,9 @@ def step_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> flo
     optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     compiled = devices.train_step(partial(step.train_step, task, optimizer, rate, run.seed, run.accum_steps))
     state = devices.put_state(step.new_state(optimizer, *jax.jit(task.init)(step.init_key(run.seed))))
-    batch = devices.put_batch(next(iter(loader.train_batches(task.train_data, run.seed, run.batch_size, 0))))
+    batch = devices.put_batch(
+        next(iter(loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=0)))
+    )
     state, metrics = compiled(state, batch)
     jax.block_until_ready(metrics)
     begun = time.perf_counter()
@@ -69,7 +72,7 @@ def step_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> flo
 
 def data_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> float:
     """Return images per second of the pipeline, with nobody who waits for it but this loop."""
-    batches = iter(loader.train_batches(task.train_data, run.seed, run.batch_size, 0))
+    batches = iter(loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=0))
     warm = run.loader["prefetch"] + 1  # what was made ahead must not count
     for _ in itertools.islice(batches, warm):
         pass

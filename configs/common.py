@@ -57,8 +57,8 @@ def get_config() -> Any:
     config.eval_every = 1_000  # steps
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1_000  # steps
+    config.checkpoint.every = 1_000  # steps; each evaluation saves one too
     config.checkpoint.keep = 1  # the newest that stay
-    config.checkpoint.best = "validation/accuracy"  # by this, the best one stays too; '' for none
+    config.checkpoint.best = "validation/accuracy"  # the best by this stays too; '' for none
 
     return config.lock()

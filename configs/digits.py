@@ -1,6 +1,8 @@
 """A small Mixer on the embedded dataset: 1,797 handwritten digits of 8x8 pixels.
 
 python -m vit_jax_mixer.main --config=configs/digits.py
+
+On 2 CPU cores it takes about 40 seconds and reaches 98.1 % test accuracy (README.md).
 """
 
 from configs import common

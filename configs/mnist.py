@@ -1,6 +1,9 @@
 """The MNIST Mixer of the first document, on MNIST's four IDX files.
 
 python -m vit_jax_mixer.main --config=configs/mnist.py --config.data.source=idx:DIR
+
+On 2 CPU cores it takes 15 minutes and reaches 97.6 % test accuracy after the first epoch and 99.26 %
+at the end (README.md). The document gives the model; the optimizer and the shifts are ours.
 """
 
 from configs import common

@@ -73,11 +73,25 @@ def test_the_newest_and_the_best_stay(tmp_path):
     checkpoints.close()
     assert kept(tmp_path) == [2, 5, 6]
     again = open_checkpoints(tmp_path, keep=2)  # a resumed run remembers the scores
-    save(again, 7, {"test/accuracy": 0.95})
-    save(again, 8)
+    save(again, 7, {"test/accuracy": 0.6})
+    save(again, 8, {"test/accuracy": float("nan")})
     save(again, 9)
     again.close()
-    assert kept(tmp_path) == [7, 8, 9]
+    assert kept(tmp_path) == [2, 8, 9]
+    last = open_checkpoints(tmp_path, keep=2)
+    save(last, 10, {"test/accuracy": 0.95})
+    save(last, 11)
+    save(last, 12)
+    last.close()
+    assert kept(tmp_path) == [10, 11, 12]
+
+
+def test_of_a_loss_the_lowest_is_the_best(tmp_path):
+    checkpoints = open_checkpoints(tmp_path, best="test/loss")
+    for number, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
+        save(checkpoints, number, {"test/loss": loss})
+    checkpoints.close()
+    assert kept(tmp_path) == [2, 3]
 
 
 def test_without_a_best_the_newest_alone_stay(tmp_path):

@@ -3,25 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from tests.helpers import assert_close
 from vit_jax_mixer import step, tasks
+from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
-
-MODEL = dict(
-    name="MlpMixer", num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8, head_bias_init=-2.0
-)
-DATA = dict(
-    source="tfds:sklearn_digits",
-    train="train",
-    eval="test",
-    train_ops="decode(1)|value_range(-1, 1)",
-    eval_ops="decode(1)|value_range(-1, 1)",
-)
 
 
 def create(**task):
-    fields = {"name": "classification", "loss": "softmax", "label_smoothing": 0.0, **task}
-    return tasks.create(fields, model=MODEL, data=DATA, init_from="")
+    config = digits.get_config()
+    with config.unlocked():
+        config.task.update({"name": "classification", **task})
+        config.model = dict(
+            name="MlpMixer", num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+        )
+        config.data.train_ops = "decode(1)|value_range(-1, 1)"
+    return tasks.create(Config.of(config))
 
 
 def log_softmax(x):
@@ -69,6 +66,7 @@ def test_metrics_are_means_over_all_examples_of_batches_of_any_size():
     [
         (dict(name="clasify"), "config.task.name: 'clasify' is not known.*classification"),
         (dict(smoothing=1), "config.task has no field 'smoothing'; did you mean 'label_smoothing'"),
+        (dict(label_smoothing=1.5), "label_smoothing is 1.5; it must be from 0 to less than 1"),
     ],
 )
 def test_misspelt_fields_are_one_sentence(task, message):

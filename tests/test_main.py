@@ -31,8 +31,13 @@ def run(workdir, *flags, config="configs/digits.py"):
         ("--config.data.source=tfds:cifar10", ["cifar10 is not prepared", "tfds build cifar10"]),
         ("--config.batch_size=63", ["config.batch_size is 63", "multiple of the 2 devices"]),
         ("--config.accum_steps=5", ["config.batch_size is 64", "2 devices times config.accum_steps (5)"]),
-        ("--config.data.eval_ops=decode(1)|resize(4)", ["shape (8, 8, 1), eval_ops of (4, 4, 1)"]),
+        ("--config.data.eval_ops=decode(1)|resize(4)|value_range(-1,1)", ["shape (8, 8, 1), eval_ops of (4, 4, 1)"]),
         ("--config.data.train_ops=decode(1)|flip", ["config.data.train_ops: 'flip'", "did you mean 'flip_lr'"]),
+        ("--config.data.train_ops=random_shift(1)", ["train_ops fails on the first example", "begin with decode"]),
+        ("--config.data.train_ops=decode(1)", ["train_ops gives bytes", "end it with value_range"]),
+        ("--config.seed=-1", ["config.seed is -1; it must be 0 or more"]),
+        ("--config.loader.threads=-1", ["config.loader has threads=-1"]),
+        ("--workdir=gs://b/x", ["gs://b/x is no local folder"]),
         ("--config.log_every=0", ["config.log_every is 0; it must be 1 or more"]),
         ("--config.init_from=/nowhere.npz", ["there is no file /nowhere.npz"]),
         ("--config.model.patch_size=3", ["images of 8x8 pixels cannot be cut into patches of 3x3"]),
@@ -46,6 +51,7 @@ def test_bad_config_files_are_one_sentence(tmp_path):
     assert_one_sentence(run(tmp_path, config="configs/digit.py"), "no config file configs/digit.py", "digits.py")
     assert_one_sentence(run(tmp_path, config="configs/mixer_b16.py:cifar"), "no dataset 'cifar'", "cifar100")
     assert_one_sentence(command("main"), "no --config given")
+    assert_one_sentence(command("main", "--config", "configs/digits.py"), "write --config=FILE")
     mine = tmp_path / "mine.py"
     mine.write_text("from configs import digits\n\n\ndef get_config():\n    c = digits.get_config()\n    c.stepz = 3\n")
     assert_one_sentence(run(tmp_path, config=mine), "stepz", "steps")
@@ -73,15 +79,22 @@ def test_a_truncated_image_is_named(tmp_path, split):
     bad = tmp_path / split / "dog/3.png"
     Image.effect_noise((16, 16), 50).save(bad)
     bad.write_bytes(bad.read_bytes()[:100])
-    result = run(
-        tmp_path / "run",
+    flags = [
         f"--config.data.source=folder:{tmp_path}",
         "--config.data.train_ops=decode(1)|resize(8)|value_range(-1,1)",
         "--config.data.eval_ops=decode(1)|resize(8)|value_range(-1,1)",
         "--config.batch_size=16",
-        "--config.checkpoint.every=1",
-    )
+    ]
+    result = run(tmp_path / "run", *flags)
     assert_one_sentence(result, str(bad), "cannot be decoded as an image")
+    if split == "test":  # what was trained before the evaluation is saved, and the evaluation made up for
+        assert (tmp_path / "run/checkpoints/2").is_dir()
+        bad.unlink()
+        again = run(tmp_path / "run", *flags)
+        assert again.returncode == 0, again.stderr
+        last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 2
+        assert "test/accuracy" in last
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -120,7 +133,7 @@ def command_of(code, env):
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
-def test_the_workdir_is_named_after_the_config(tmp_path, monkeypatch):
+def test_the_workdir_is_named_after_the_config():
     from vit_jax_mixer.main import _config_name
 
     assert _config_name("configs/mixer_b16.py:cifar100") == "mixer_b16_cifar100"

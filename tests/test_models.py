@@ -147,6 +147,7 @@ def test_a_new_head_starts_at_zero_with_the_bias_asked_for():
             "model Mixer-B/16 has no field 'droput_rate'; did you mean 'dropout_rate'",
         ),
         ("MlpMixer", {"num_blocks": 2}, "model MlpMixer lacks the field"),
+        ("Mixer-B/16", {"dropout_rate": 1.5}, "dropout_rate is 1.5; it must be from 0 to less than 1"),
         ("Mixer-B/16", {"dtype": "bfloat"}, "'bfloat' is no dtype; use 'float32' or 'bfloat16'"),
     ],
 )

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vit_jax_mixer.data.pipeline import Dataset, Share, eval_batches, train_batches, train_order
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, train_order
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 
@@ -60,9 +60,8 @@ def test_processes_share_the_same_order_and_the_same_draws(processes):
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_reading_from_a_step_on_is_reading_on(threads):
-    read = lambda start: train_batches(  # noqa: E731
-        dataset(), seed=7, batch_size=4, share=Share(0, 1), start=start, threads=threads, prefetch=2
-    )
+    loader = Loader(threads, prefetch=2)
+    read = lambda start: loader.train_batches(dataset(), seed=7, batch_size=4, start=start)  # noqa: E731
     for step, batch in enumerate(itertools.islice(read(3), 6), start=3):
         np.testing.assert_array_equal(batch["draw"], order()[step]["draw"])
     far = next(read(10**9))
@@ -78,10 +77,10 @@ def test_draws_differ_between_epochs():
 def test_evaluation_counts_every_example_once(batch_size, processes):
     seen, rows = [], 0
     for p in range(processes):
-        batches = eval_batches(dataset(), batch_size=batch_size, share=Share(p, processes), threads=1, prefetch=1)
-        for batch in batches:
+        loader = Loader(threads=1, prefetch=1, share=Share(p, processes))
+        for batch in loader.eval_batches(dataset(), batch_size=batch_size):
             assert len(batch["id"]) == batch_size // processes
-            seen += list(batch["id"][batch["mask"]])
+            seen += list(batch["id"][batch[IS_EXAMPLE]])
             rows += len(batch["id"])
     assert sorted(seen) == list(range(10))
     assert rows == -(-10 // batch_size) * batch_size
@@ -95,7 +94,7 @@ def test_a_bad_example_is_named(threads):
         return {"id": example["id"]}
 
     bad = Dataset(Source(Numbers(10), (), lambda i: f"number {i}"), transform)
-    batches = train_batches(bad, seed=0, batch_size=5, share=Share(0, 1), start=0, threads=threads, prefetch=2)
+    batches = Loader(threads, prefetch=2).train_batches(bad, seed=0, batch_size=5, start=0)
     with pytest.raises(UserError) as error:
         list(itertools.islice(batches, 2))
     assert str(error.value) == "number 6: it is broken"

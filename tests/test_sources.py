@@ -95,6 +95,8 @@ def test_a_broken_idx_file_is_named(tmp_path):
         ("tdfs:cifar10", "train", "did you mean 'tfds'"),
         ("tfds:cifar01", "train", "has no dataset of that name; did you mean 'cifar10'"),
         ("tfds:cifar10", "train", "is not prepared in .*tfds build cifar10 --file_format=array_record"),
+        ("tfds:sklearn_digits:9.9.9", "train", "cannot be opened"),
+        ("tfds:sklearn digits", "train", "cannot be opened|has no dataset"),
         ("tfds:/nowhere", "train", "holds no dataset_info.json"),
         ("tfds:sklearn_digits", "tset", "has no split 'tset'; did you mean 'test'"),
         ("folder:/nowhere", "train", "/nowhere is not a folder"),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import DATA, assert_close, nested
 from vit_jax_mixer import optim, parallel, step
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.tasks import Aux, Task
 
@@ -24,16 +25,25 @@ class Reference(Task):
         self.model = MlpMixer(num_classes=7, **MODEL, **rates)
 
     def init(self, key):
-        return nested(np.load(DATA / "mixer_tiny_params.npz")), {"centre": jnp.zeros(7), "ema": jnp.zeros(7)}
+        return nested(np.load(DATA / "mixer_tiny_params.npz")), {
+            "centre": jnp.zeros(7),
+            "ema": jnp.zeros(7),
+            "count": jnp.int32(0),
+            "still": jax.random.normal(key, (1000,)),
+        }
 
     def loss(self, params, state, batch, key):
         logits = self.model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-        centre = 0.9 * state.extra["centre"] + 0.1 * logits.mean(0)
-        return loss, Aux({"accuracy": jnp.mean(logits.argmax(-1) == batch["label"])}, {**state.extra, "centre": centre})
+        return loss, Aux({"accuracy": jnp.mean(logits.argmax(-1) == batch["label"])}, stats=logits.mean(0))
 
-    def after_update(self, state):
-        return {**state.extra, "ema": 0.5 * state.extra["ema"] + 0.5 * state.params["head"]["bias"]}
+    def after_update(self, state, stats):
+        return {
+            "centre": 0.9 * state.extra["centre"] + 0.1 * stats,
+            "ema": 0.5 * state.extra["ema"] + 0.5 * state.params["head"]["bias"],
+            "count": state.extra["count"] + 1,
+            "still": state.extra["still"],
+        }
 
     def eval_step(self, state, batch):
         return {"logits": self.model.apply({"params": state.params}, batch["image"])}
@@ -87,6 +97,26 @@ def test_accumulation_changes_nothing_but_rounding(reference):
     assert_close(second[3], first[3])
 
 
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_extra_state_that_the_task_leaves_alone_stays_to_the_bit(reference, name):
+    state, _ = train(reference, accum_steps=4, devices=parallel.create(name))
+    np.testing.assert_array_equal(state.extra["still"], Reference().init(step.init_key(0))[1]["still"])
+    assert state.extra["count"].dtype == jnp.int32
+    assert int(state.extra["count"]) == 4
+
+
+def test_a_state_whose_parts_share_memory_can_be_trained(reference):
+    class Sharing(Reference):
+        def init(self, key):
+            params, extra = super().init(key)
+            params = jax.tree.map(jnp.asarray, params)
+            return params, {**extra, "still": params}
+
+    state, _ = train(reference, task=Sharing())
+    assert_close(jax.device_get(state.params), nested(reference, "after/"))
+    assert_close(jax.device_get(state.extra["still"]), nested(np.load(DATA / "mixer_tiny_params.npz")))
+
+
 def test_extra_state_follows_the_batch_and_the_new_parameters(reference):
     state, metrics = train(reference, steps=1)
     assert_close(jax.device_get(state.extra["centre"]), 0.1 * reference["logits"].mean(0))
@@ -110,6 +140,6 @@ def test_evaluation_returns_each_row_once_on_all_devices(reference, name):
     optimizer = optax.identity()
     state = devices.put_state(step.new_state(optimizer, *task.init(step.init_key(0))))
     mask = np.arange(8) < 6
-    batch = devices.put_batch({"image": reference["images"], "mask": mask})
+    batch = devices.put_batch({"image": reference["images"], IS_EXAMPLE: mask})
     rows = parallel.rows_of(devices.eval_step(partial(step.eval_step, task))(state, batch))
     assert_close(rows["logits"], reference["logits"][:6])

@@ -8,11 +8,13 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import digits
 from tests.helpers import ROOT, assert_same, environment
 from vit_jax_mixer import pretrained
+from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.train import train_and_evaluate
 
@@ -71,7 +73,10 @@ def test_a_run_writes_its_metrics_config_and_checkpoints(undisturbed):
     found = logged(workdir)
     assert [line["step"] for line in found if "train/loss" in line] == list(range(1, 13))
     assert [line["step"] for line in found if "test/accuracy" in line] == [6, 12]
-    assert set(found[0]) == {"step", *(f"train/{n}" for n in ("loss", "accuracy", "grad_norm", "learning_rate"))}
+    assert set(found[0]) == {
+        "step",
+        *(f"train/{n}" for n in ("loss", "accuracy", "grad_norm", "param_norm", "learning_rate")),
+    }
     assert found[0]["train/learning_rate"] == 0
     assert all(line["perf/images_per_second"] > 0 for line in lines(workdir) if "train/loss" in line)
     assert json.loads((workdir / "config.json").read_text())["model"]["num_blocks"] == 2
@@ -134,22 +139,30 @@ def test_other_shapes_stop_a_resume_whatever_it_is_told(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint 3: params/.* has shape \(128,\), the config needs \(32,\)"):
         train_and_evaluate(small(steps=4, model__channels_mlp_dim=32), tmp_path, change_config=True)
     assert (tmp_path / "checkpoints/3").is_dir()
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["channels_mlp_dim"] == 128
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     diverging = small(optim__learning_rate=1e30, optim__optimizer="sgd", optim__clip_norm=0.0, checkpoint__every=1)
-    with pytest.raises(UserError, match=r"step [34]: (loss|grad_norm) is (nan|inf).*lower config.optim.learning_rate"):
+    with pytest.raises(UserError, match=r"step [2-4]: \w+ is (nan|inf).*lower config.optim.learning_rate"):
         train_and_evaluate(diverging, tmp_path)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert steps
     assert steps[-1] == lines(tmp_path)[-1]["step"] < 4
     assert all(np.isfinite(line["train/loss"]) for line in lines(tmp_path))
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1, best="")
+    saved = checkpoints._manager.restore(steps[-1], args=ocp.args.StandardRestore())
+    checkpoints.close()
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() < 1e3 for leaf in jax.tree.leaves(saved["params"]))
 
 
 def test_an_unknown_best_metric_is_told_and_loses_nothing(tmp_path):
     with pytest.raises(UserError, match=r"config\.checkpoint.best.*'test/acuracy'.*did you mean 'test/accuracy'"):
-        train_and_evaluate(small(checkpoint__best="test/acuracy"), tmp_path)
-    assert (tmp_path / "checkpoints/12").is_dir()
+        train_and_evaluate(small(checkpoint__best="test/acuracy"), tmp_path / "late")
+    assert (tmp_path / "late/checkpoints/6").is_dir()
+    with pytest.raises(UserError, match=r"'validation/accuracy' is no metric of this run.*test/\.\.\."):
+        train_and_evaluate(small(checkpoint__best="validation/accuracy"), tmp_path / "early")
+    assert not any((tmp_path / "early/checkpoints").iterdir())
 
 
 def test_fine_tuning_begins_with_the_files_weights_and_a_new_head(undisturbed, tmp_path):

@@ -1,18 +1,16 @@
 """The train state on disk: Orbax, asynchronous, complete or absent."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
 from vit_jax_mixer.errors import UserError, suggest
-from vit_jax_mixer.tasks.base import TrainState
-
-Tree = Any
+from vit_jax_mixer.tasks.base import TrainState, Tree
 
 
 class Checkpoints:
@@ -25,24 +23,32 @@ class Checkpoints:
             workdir: where the run writes.
             every: steps between two checkpoints.
             keep: how many of the newest stay.
-            best: the evaluation metric by which the best one stays too; '' for none.
+            best: the evaluation metric by which the best one stays too: the highest, or the lowest
+                of a name that ends in "loss"; '' for none.
         """
         if every < 1 or keep < 1:
             raise UserError(f"config.checkpoint has every={every} and keep={keep}; both must be 1 or more.")
         policies: list[PreservationPolicy] = [LatestN(keep)]
         if best:
-            # Checkpoints between evaluations have no metrics and never are the best.
-            score = lambda metrics: metrics.get(best, float("-inf"))  # noqa: E731
-            policies.append(BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
+            policies.append(BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
         self.every = every
         self.best = best
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / "checkpoints",
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+                preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=self._score if best else None,  # without it, Orbax does not write the metrics
+                cleanup_tmp_directories=True,
             ),
         )
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Return what the best checkpoint has most of; one without a finite metric is never the best."""
+        value = metrics.get(self.best, math.nan)
+        if not math.isfinite(value):
+            return -math.inf
+        return -value if self.best.endswith("loss") else value
 
     def latest(self) -> int | None:
         """Return the newest complete checkpoint's step."""

@@ -36,9 +36,15 @@ class Config:
     checkpoint: Section
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"config.seed is {self.seed}; it must be 0 or more.")
         for name in ("steps", "accum_steps", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name} is {getattr(self, name)}; it must be 1 or more.")
+
+    def evaluates_after(self, step: int) -> bool:
+        """Say whether there is an evaluation after ``step`` updates."""
+        return step % self.eval_every == 0 or step == self.steps
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":
@@ -46,26 +52,31 @@ class Config:
         return specs.call(cls, config.to_dict(), "config")
 
 
-def record(config: ml_collections.ConfigDict, workdir: Path, *, resumes: bool, may_change: bool) -> None:
-    """Write ``config.json`` to the workdir; a run that resumes must have the config it began with.
+def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Compare with the workdir's ``config.json``, if there is one.
 
     Raises:
-        UserError: the config differs from the recorded one; the sentence names the fields.
+        UserError: the config differs; the sentence names the fields.
     """
     path = workdir / "config.json"
-    now = json.loads(json.dumps(config.to_dict()))
-    if resumes and path.exists() and not may_change:
-        changed = differences(json.loads(path.read_text()), now)
-        if changed:
-            raise UserError(
-                f"{workdir} was begun with another config: {'; '.join(changed)}. "
-                "Go on with the old values, choose another --workdir, or pass --change_config to go on with the new."
-            )
-    text = json.dumps(now, indent=2) + "\n"
-    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
-        new = path.with_suffix(".json.new")
-        new.write_text(text)
-        new.replace(path)
+    changed = differences(json.loads(path.read_text()), json.loads(_text(config))) if path.exists() else []
+    if changed:
+        raise UserError(
+            f"{workdir} was begun with another config: {'; '.join(changed)}. "
+            "Go on with the old values, choose another --workdir, or pass --change_config to go on with the new."
+        )
+
+
+def record(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Write ``config.json`` to the workdir, at once or not at all."""
+    if jax.process_index() == 0:
+        new = workdir / "config.json.new"
+        new.write_text(_text(config))
+        new.replace(workdir / "config.json")
+
+
+def _text(config: ml_collections.ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
 
 
 def differences(old: Section, new: Section) -> list[str]:

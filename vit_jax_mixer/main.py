@@ -36,6 +36,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if any(re.match("--?help", arg) for arg in argv):
         return flags.FLAGS(argv)
     given = [arg for arg in argv if re.match("--?config=", arg)]
+    if "--config" in argv:
+        raise UserError("--config needs an equals sign; write --config=FILE.")
     if not given:
         raise UserError("no --config given; choose one, as --config=configs/digits.py.")
     path = given[-1].split("=", 1)[1].split(":")[0]
@@ -51,7 +53,7 @@ def _without_overrides(argv: list[str], path: str) -> ConfigDict:
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except (ValueError, AttributeError, KeyError, flags.Error) as error:
+    except Exception as error:  # the file is the user's own program, so anything may be wrong in it
         reason = str(error).strip().splitlines()[-1]  # the rest is a traceback in words
         raise UserError(f"{path}: {reason}") from error
     if not isinstance(config.value, ConfigDict):

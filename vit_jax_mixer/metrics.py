@@ -18,6 +18,48 @@ from vit_jax_mixer.errors import UserError
 Scalars = Mapping[str, float]
 
 
+class Reports:
+    """What the train loop tells: metrics in files and on the console, a few steps behind."""
+
+    def __init__(self, workdir: Path, start: int, steps: int, log_every: int, batch_size: int) -> None:
+        self._log = Log(workdir, start)
+        self._console = Console(start, steps, batch_size)
+        self._behind = Behind()
+        self._steps = steps
+        self._every = log_every
+        self.line = self._console.line
+        self.has_evaluation = self._log.has_evaluation
+
+    def training(self, step: int, metrics: Any) -> None:
+        """Take a step's metrics, still on the devices; report those of a few steps before."""
+        self._report(self._behind.add(step, metrics))
+
+    def catch_up(self) -> None:
+        """Wait for all steps and report them; a `UserError` if one of them was not finite."""
+        self._report(self._behind.fetch())
+        self._log.flush()
+
+    def evaluation(self, step: int, scores: Scalars) -> None:
+        """Report an evaluation; the speed of training does not count its time."""
+        self._log.write(step, scores)
+        self._console.evaluation(step, scores)
+        self._console.restart(step)
+
+    def _report(self, fetched: Iterator[tuple[int, dict[str, float]]]) -> None:
+        for step, metrics in fetched:
+            self._console.advance(step)
+            if step % self._every == 0 or step == self._steps:
+                speed = self._console.training(step, {k: v for k, v in metrics.items() if k not in _QUIET})
+                self._log.write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
+
+    def close(self) -> None:
+        self._log.close()
+        self._console.close()
+
+
+_QUIET = ("grad_norm", "param_norm", "learning_rate")  # logged, but not on the console
+
+
 class Log:
     """The metrics of a run in its workdir; process 0 writes, the others stay silent.
 
@@ -27,9 +69,10 @@ class Log:
     def __init__(self, workdir: Path, start: int) -> None:
         """Open the files; what a killed run wrote after its checkpoint at ``start`` is taken back."""
         self._file = self._board = None
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
+        self._last: Scalars = json.loads(kept[-1]) if kept else {}
         if jax.process_index() == 0:
-            path = workdir / "metrics.jsonl"
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
             new = path.with_suffix(".jsonl.new")
             new.write_text("".join(kept))
             new.replace(path)
@@ -42,6 +85,15 @@ class Log:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Say whether the last line that was found is an evaluation of ``step``."""
+        return self._last.get("step") == step and not any(name.startswith("train/") for name in self._last)
+
+    def flush(self) -> None:
+        """Let what was written survive a kill; ``metrics.jsonl`` does at once."""
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
         if self._file and self._board:
@@ -76,17 +128,18 @@ class Behind:
         """Yield the metrics of all steps but the newest ``lag``, waiting for them.
 
         Raises:
-            UserError: the loss or the gradient of a step is not finite.
+            UserError: the loss, the gradient or the new parameters of a step are not finite.
         """
         while len(self._waiting) > lag:
-            step, metrics = self._waiting.popleft()
+            step, metrics = self._waiting[0]
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            for name in ("loss", "grad_norm"):
+            for name in ("loss", "grad_norm", "param_norm"):
                 if not math.isfinite(values[name]):
                     raise UserError(
                         f"step {step}: {name} is {values[name]}, so the run stops and its last checkpoint stays; "
                         "lower config.optim.learning_rate or set config.optim.clip_norm, and look at the data."
                     )
+            self._waiting.popleft()
             yield step, values
 
 

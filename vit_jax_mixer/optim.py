@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vit_jax_mixer import specs
@@ -36,6 +37,12 @@ def create(
         [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)), decay], [warmup_steps]
     )
     update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
+    try:
+        jax.eval_shape(update.init, jnp.zeros(()))  # as a dtype that does not exist
+    except TypeError as error:
+        raise UserError(
+            f"config.optim.optimizer: {optimizer!r} does not work ({error}); mend its arguments."
+        ) from error
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clip, update), rate
 
@@ -77,6 +84,7 @@ def adamw(
 
 def decay_mask(no_decay: str) -> Callable[[Any], Any]:
     """Return a function from parameters to a tree of bools: True where decay applies."""
+    re.compile(no_decay)  # what is wrong with it is said at once
 
     def mask(params: Any) -> Any:
         def decays(path: Any, _: Any) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 
 import flax.jax_utils
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit_jax_mixer import specs
-from vit_jax_mixer.data.pipeline import Batch
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Batch
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.step import Across
 from vit_jax_mixer.tasks.base import TrainState, Tree
@@ -35,8 +36,8 @@ class Jit:
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def put_state(self, state: Tree) -> Tree:
-        """Place a state (or part of one) from the host."""
-        return jax.device_put(state, self._replicated)
+        """Place a state; its arrays are copied, since those that share memory cannot all be donated."""
+        return jax.device_put(jax.tree.map(jnp.copy, state), self._replicated)
 
     def saved_form(self, state: Tree) -> Tree:
         """Return the state as a checkpoint holds it."""
@@ -66,6 +67,10 @@ class Jit:
 
 class Pmap:
     """`jax.pmap` over the devices, with sums between them written out; the methods are `Jit`'s."""
+
+    def __init__(self) -> None:
+        if jax.process_count() > 1:
+            raise UserError("config.parallel='pmap' works in one process; use 'jit' for several.")
 
     def put_state(self, state: Tree) -> Tree:
         return flax.jax_utils.replicate(state)
@@ -124,5 +129,5 @@ def check_batch_size(size: int, field: str, parts: int = 1) -> None:
 def rows_of(outputs: Any) -> dict[str, np.ndarray]:
     """Fetch an evaluation step's rows and leave out the padded ones."""
     rows = jax.device_get(outputs)
-    mask = rows.pop("mask")
-    return {name: value[mask] for name, value in rows.items()}
+    is_example = rows.pop(IS_EXAMPLE)
+    return {name: value[is_example] for name, value in rows.items()}

@@ -1,6 +1,7 @@
 """Published weights, in our names."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ def load(path: str | Path) -> Tree:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             flat = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        tree = traverse_util.unflatten_dict(flat, sep="/")
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not an .npz file of arrays ({error}); download it again.") from error
     for name, value in flat.items():
         if not np.issubdtype(value.dtype, np.floating):
             raise UserError(f"{path}: {name} has type {value.dtype}, not float; is it a checkpoint?")
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return tree
 
 
 def fill(params: Tree, loaded: Tree, *, new: Sequence[str], where: str) -> Tree:

@@ -6,6 +6,8 @@ arguments, as in ``adamw(weight_decay=0.1)`` or ``random_shift(2)``. Nothing in 
 
 import ast
 import inspect
+import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +27,8 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
     Thus every field of the section reaches someone who reads it, or is an error.
 
     Raises:
-        UserError: a field that the function does not take, or one that it needs and is missing.
+        UserError: a field that the function does not take, that it needs and is missing, or that
+            is not of the type that it is annotated with.
     """
     parameters = _named_parameters(function, given)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
@@ -35,6 +38,9 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in section:
             raise UserError(f"{where} lacks the field {name!r}; add it.")
+        if name in section and not _fits(section[name], parameter.annotation):
+            expected = getattr(parameter.annotation, "__name__", parameter.annotation)
+            raise UserError(f"{where}: {name} is {section[name]!r}; it must be of type {expected}.")
     return function(**given, **section)
 
 
@@ -43,9 +49,14 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **give
     name, args, kwargs = parse(spec, where)
     function = lookup(table, name, where)
     names = list(_named_parameters(function, given))
-    if len(args) > len(names):
-        raise UserError(f"{where}: {spec!r} has {len(args)} arguments; {name} takes {', '.join(names) or 'none'}.")
-    return call(function, {**dict(zip(names, args, strict=False)), **kwargs}, f"{where}: {name}", **given)
+    if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
+        raise UserError(f"{where}: {spec!r} has too many arguments; {name} takes {', '.join(names) or 'none'}.")
+    try:
+        return call(function, {**dict(zip(names, args, strict=False)), **kwargs}, f"{where}: {name}", **given)
+    except (TypeError, ValueError, re.error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: {spec!r} does not work ({error}); mend its arguments.") from error
 
 
 def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -65,6 +76,16 @@ def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"{where}: {spec!r} is not of the form name or name(1, key=2) with literal arguments.")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Say whether a value has the plain type, or one of the plain types, of an annotation."""
+    kinds = annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+    if not all(kind in (int, float, str, bool, types.NoneType) for kind in kinds):
+        return True  # checked where it is used
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 def _named_parameters(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, inspect.Parameter]:

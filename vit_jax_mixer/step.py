@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE
 from vit_jax_mixer.tasks.base import Task, TrainState, Tree
 
 Batch = Mapping[str, jax.Array]
@@ -61,20 +62,21 @@ def train_step(
     (loss, aux), grads = across.mean(_mean_gradient(task, accum_steps, state, batch, key))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, extra=aux.extra)
-    new = dataclasses.replace(new, extra=task.after_update(new))
+    new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+    new = dataclasses.replace(new, extra=task.after_update(new, aux.stats))
     metrics = {
-        "loss": loss,
         **aux.metrics,
+        "loss": loss,
         "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
         "learning_rate": jnp.asarray(learning_rate(state.step)),
     }
     return new, metrics
 
 
 def eval_step(task: Task, across: Across, state: TrainState, batch: Batch) -> Metrics:
-    """Return the task's outputs and the mask for all rows of the batch, [B, ...] each."""
-    return across.gather({**task.eval_step(state, batch), "mask": batch["mask"]})
+    """Return the task's outputs for all rows, and which rows are examples of the batch, [B, ...] each."""
+    return across.gather({**task.eval_step(state, batch), IS_EXAMPLE: batch[IS_EXAMPLE]})
 
 
 def _mean_gradient(task: Task, accum_steps: int, state: TrainState, batch: Batch, key: jax.Array):

@@ -15,9 +15,9 @@ import optax
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import optim, parallel, specs, step, tasks
 from vit_jax_mixer.checkpoint import Checkpoints
-from vit_jax_mixer.data import pipeline
-from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.metrics import Behind, Console, Log
+from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def train_and_evaluate(
         The last state, on the devices.
 
     Raises:
-        UserError: what the user can mend, in one sentence.
+        UserError: what the user can mend, in one sentence; what was trained until then is saved.
     """
     # --- From the config to the parts ---
     run = config_lib.Config.of(config)
@@ -49,76 +49,49 @@ def train_and_evaluate(
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
     loader = specs.call(Loader, run.loader, "config.loader")
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    task = tasks.create(run.task, model=run.model, data=run.data, init_from=run.init_from)
+    task = tasks.create(run)
     train_step = devices.train_step(partial(step.train_step, task, optimizer, learning_rate, run.seed, run.accum_steps))
     evaluate = Evaluation(task, devices, run.eval_batch_size, loader)
-
-    # --- The state: fresh, pretrained or resumed ---
     workdir = make_workdir(workdir)
-    checkpoints = specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)
-    start = checkpoints.latest()
-    config_lib.record(config, workdir, resumes=start is not None, may_change=change_config)
-    state = start_state(task, optimizer, devices, checkpoints, run.seed)
-    start = start or 0
 
-    # --- Steps ---
-    log, console, behind = Log(workdir, start), Console(start, run.steps, run.batch_size), Behind()
-    console.line(_summary(task, state, start, run.steps, workdir))
+    with closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)) as checkpoints:
+        _check_best(checkpoints.best, task)
 
-    def report(fetched: Iterable[tuple[int, dict[str, float]]]) -> None:
-        for number, metrics in fetched:
-            console.advance(number)
-            if number % run.log_every == 0 or number == run.steps:
-                speed = console.training(number, {k: metrics[k] for k in metrics if k not in _QUIET})
-                log.write(number, {f"train/{name}": value for name, value in metrics.items()} | speed)
+        # --- The state: fresh, pretrained or resumed ---
+        start = checkpoints.latest() or 0
+        if start and not change_config:
+            config_lib.check_unchanged(config, workdir)
+        state = start_state(task, optimizer, devices, checkpoints, run.seed)
+        config_lib.record(config, workdir)
 
-    with closing(checkpoints), closing(log), closing(console):
-        batches = loader.train_batches(task.train_data, run.seed, run.batch_size, start)
-        console.restart(start)
-        for number, batch in zip(range(start + 1, run.steps + 1), ahead(batches, devices.put_batch), strict=False):
-            state, metrics = train_step(state, batch)  # the state after `number` updates
-            report(behind.add(number, metrics))
+        # --- Steps ---
+        with closing(Reports(workdir, start, run.steps, run.log_every, run.batch_size)) as reports:
+            reports.line(_summary(run, task, start, workdir))
+            if start and run.evaluates_after(start) and not reports.has_evaluation(start):
+                reports.evaluation(start, evaluate(state))  # it failed, or was killed, before it was logged
+            batches = loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=start)
+            ready = ahead(batches, devices.put_batch)
+            done = start
+            try:
+                for number in range(start + 1, run.steps + 1):
+                    state, metrics = train_step(state, next(ready))
+                    done = number
+                    reports.training(number, metrics)
 
-            scores = {}
-            if number % run.eval_every == 0 or number == run.steps:
-                report(behind.fetch())
-                scores = evaluate(state)
-                log.write(number, scores)
-                console.evaluation(number, scores)
-            if number % checkpoints.every == 0 or number == run.steps:
-                report(behind.fetch())  # so that a state that is not finite is never saved
-                checkpoints.save(number, devices.saved_form(state), scores)
-            if scores:
-                console.restart(number)
+                    scores = {}
+                    if run.evaluates_after(number):
+                        reports.catch_up()
+                        scores = evaluate(state)
+                        reports.evaluation(number, scores)
+                    if scores or number % checkpoints.every == 0:
+                        reports.catch_up()  # so that a state that is not finite is never saved
+                        checkpoints.save(number, devices.saved_form(state), scores)
+            except UserError:  # as an image that cannot be read; nothing that was trained is lost
+                reports.catch_up()
+                if done > (checkpoints.latest() or 0):
+                    checkpoints.save(done, devices.saved_form(state), {})
+                raise
     return state
-
-
-_QUIET = ("grad_norm", "learning_rate")  # logged, but not on the console
-
-
-@dataclasses.dataclass(frozen=True)
-class Loader:
-    """``config.loader``: how many batches are made at once, and how many ahead."""
-
-    threads: int
-    prefetch: int
-
-    def train_batches(self, data: pipeline.Dataset, seed: int, batch_size: int, start: int):
-        return pipeline.train_batches(
-            data,
-            seed=seed,
-            batch_size=batch_size,
-            share=pipeline.Share.of_this_process(),
-            start=start,
-            threads=self.threads,
-            prefetch=self.prefetch,
-        )
-
-    def eval_batches(self, data: pipeline.Dataset, batch_size: int):
-        share = pipeline.Share.of_this_process()
-        return pipeline.eval_batches(
-            data, batch_size=batch_size, share=share, threads=self.threads, prefetch=self.prefetch
-        )
 
 
 class Evaluation:
@@ -135,7 +108,7 @@ class Evaluation:
         """Return the task's metrics for a state."""
 
         def outputs(name: str) -> Iterator[dict[str, Any]]:
-            batches = self._loader.eval_batches(self._task.eval_data[name], self._batch_size)
+            batches = self._loader.eval_batches(self._task.eval_data[name], batch_size=self._batch_size)
             running = (self._step(state, batch) for batch in ahead(batches, self._devices.put_batch))
             yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
 
@@ -172,6 +145,8 @@ def ahead(items: Iterable[Any], begin: Callable[[Any], T], depth: int = 2) -> It
 
 def make_workdir(path: str | Path) -> Path:
     """Return the folder, made and tried for writing."""
+    if "://" in str(path):
+        raise UserError(f"the workdir {path} is no local folder, and others do not work yet; choose another --workdir.")
     path = Path(path).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -183,11 +158,19 @@ def make_workdir(path: str | Path) -> Path:
     return path
 
 
-def _summary(task: Task, state: TrainState, start: int, steps: int, workdir: Path) -> str:
+def _check_best(best: str, task: Task) -> None:
+    """Raise a `UserError`, before anything is trained, if no evaluation can give that metric."""
+    if best and best.rpartition("/")[0] not in task.eval_data:
+        known = [f"{name}/..." for name in task.eval_data]
+        raise UserError(f"config.checkpoint.best: {best!r} is no metric of this run{suggest(best, known)}")
+
+
+def _summary(run: config_lib.Config, task: Task, start: int, workdir: Path) -> str:
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(lambda: task.init(jax.random.key(0)))[0]))
     kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-    begin = "complete" if start == steps else f"from step {start}" if start else "from the start"
+    fresh = f"from {run.init_from}" if run.init_from else "from random weights"
+    begin = f"complete at step {start}" if start >= run.steps else f"from step {start}" if start else fresh
     return (
-        f"{workdir}: {begin}, {steps} steps; {parameters:,} parameters, "
+        f"{workdir}: {begin}, {run.steps} steps; {parameters:,} parameters, "
         f"{len(task.train_data):,} training examples, {jax.device_count()} device(s) ({kinds})"
     )

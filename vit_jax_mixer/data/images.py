@@ -136,6 +136,8 @@ def flip_lr() -> HostOp:
 
 def random_shift(pixels: int) -> HostOp:
     """Moved by up to that many pixels each way; what comes in is black."""
+    if pixels < 0:
+        raise ValueError("pixels must be 0 or more")
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width, _ = image.shape

@@ -19,7 +19,7 @@ from vit_jax_mixer.errors import UserError
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
-MASK = "mask"
+IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,40 +66,43 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
     return examples[share.index :: share.count].batch(batch_size // share.count, batch_fn=_stack)
 
 
-def train_batches(
-    dataset: Dataset, *, seed: int, batch_size: int, share: Share, start: int, threads: int, prefetch: int
-) -> Iterator[Batch]:
-    """Iterate over the batches of steps ``start``, ``start + 1``, ...
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Reads this process's share of batches in threads, ahead of their use.
 
-    Args:
-        dataset: what to read.
-        seed: of the order and the augmentation.
-        batch_size: B, over all processes; a multiple of their number.
-        share: this process's part.
-        start: the first step.
+    Attributes:
         threads: how many batches are made at the same time; 0 makes them in the caller.
         prefetch: how many batches are made ahead.
+        share: which part of each batch; that of this process if not given.
     """
-    return _read(train_order(dataset, seed=seed, batch_size=batch_size, share=share)[start:], threads, prefetch)
 
+    threads: int
+    prefetch: int
+    share: Share = dataclasses.field(default_factory=Share.of_this_process)
 
-def eval_batches(dataset: Dataset, *, batch_size: int, share: Share, threads: int, prefetch: int) -> Iterator[Batch]:
-    """Iterate once over all examples in order; ``batch['mask']`` is False where the last one is padded."""
-    count = -(-len(dataset) // batch_size) * batch_size
+    def __post_init__(self) -> None:
+        if self.threads < 0 or self.prefetch < 0:
+            raise UserError(f"config.loader has threads={self.threads}, prefetch={self.prefetch}; none may be below 0.")
 
-    def get(position: int, rng: np.random.Generator) -> Example:
-        example = dataset.get(min(position, len(dataset) - 1), rng)
-        return {**example, MASK: np.bool_(position < len(dataset))}
+    def train_batches(self, dataset: Dataset, *, seed: int, batch_size: int, start: int) -> Iterator[Batch]:
+        """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
+        return self._read(train_order(dataset, seed=seed, batch_size=batch_size, share=self.share)[start:])
 
-    examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
-    return _read(
-        examples[share.index :: share.count].batch(batch_size // share.count, batch_fn=_stack), threads, prefetch
-    )
+    def eval_batches(self, dataset: Dataset, *, batch_size: int) -> Iterator[Batch]:
+        """Iterate once over all examples in order; the last batch is padded, and says so in ``IS_EXAMPLE``."""
+        count = -(-len(dataset) // batch_size) * batch_size
 
+        def get(position: int, rng: np.random.Generator) -> Example:
+            example = dataset.get(min(position, len(dataset) - 1), rng)
+            return {**example, IS_EXAMPLE: np.bool_(position < len(dataset))}
 
-def _read(batches: grain.MapDataset[Batch], threads: int, prefetch: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch) if threads else 0)
-    return iter(batches.to_iter_dataset(options))
+        examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
+        mine = examples[self.share.index :: self.share.count]
+        return self._read(mine.batch(batch_size // self.share.count, batch_fn=_stack))
+
+    def _read(self, batches: grain.MapDataset[Batch]) -> Iterator[Batch]:
+        ahead = max(self.threads, self.prefetch) if self.threads else 0
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)))
 
 
 def _stack(examples: Sequence[Example]) -> Batch:

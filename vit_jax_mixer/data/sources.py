@@ -81,6 +81,11 @@ def _open_tfds(place: str, split: str) -> Source:
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"tfds:{place}: TFDS has no dataset of that name{suggest(place, known)}") from error
+    except (AssertionError, ValueError) as error:  # as a version or a configuration that does not exist
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"tfds:{place} cannot be opened ({reason}); name it as NAME or NAME:VERSION.") from error
     if isinstance(builder, digits.SklearnDigits):
         _prepare(builder)
     if not builder.is_prepared():

@@ -62,7 +62,7 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     """Return the module of that name, with any of its attributes overridden.
 
     Raises:
-        UserError: the name or an override is not known; the sentence suggests the nearest.
+        UserError: the name or an override is not known, with the nearest that is; or a value makes no sense.
     """
     entry = specs.lookup(MODELS, name, "model name")
     fields = {**entry.sizes, **overrides}
@@ -70,5 +70,8 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
         jnp.dtype(fields.get("dtype", "float32"))
     except TypeError as error:
         raise UserError(f"model {name}: {fields['dtype']!r} is no dtype; use 'float32' or 'bfloat16'.") from error
+    for field, value in fields.items():
+        if field.endswith("_rate") and not 0 <= value < 1:
+            raise UserError(f"model {name}: {field} is {value}; it must be from 0 to less than 1.")
     # Flax's own two attributes are not a user's to set.
     return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)

@@ -137,7 +137,7 @@ def embed_patches(images: jax.Array, patch_size: int | tuple[int, int], hidden_d
     """Project each patch to a token: f32[B, H, W, 3] -> f32[B, N, C]; called in a compact module."""
     patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
     size = images.shape[1:3]
-    if size[0] % patch[0] or size[1] % patch[1]:
+    if min(patch) < 1 or size[0] % patch[0] or size[1] % patch[1]:
         raise UserError(
             f"images of {size[0]}x{size[1]} pixels cannot be cut into patches of {patch[0]}x{patch[1]}; "
             "choose an image size that is a multiple of the patch size."

@@ -21,28 +21,27 @@ class TrainState:
     step: jax.Array  # i32[], updates made so far
     params: Tree  # what the optimizer changes
     opt_state: Tree
-    extra: Tree  # float arrays that are state but no parameters: an EMA teacher, a centre
+    extra: Tree  # arrays that are state but no parameters: an EMA teacher, a centre, a queue
     frozen: Tree  # what the loss reads and nothing changes: a distillation teacher
 
 
 @flax.struct.dataclass
 class Aux:
-    """What a loss returns beside its value.
+    """What a loss returns beside its value: means over the batch, of float arrays.
 
-    Both are means over the batch (or affine in such means, as a running average is): the loop
-    averages them over devices and accumulation steps, as it does the gradients.
+    The loop averages them over devices and accumulation steps, as it does the gradients.
     """
 
     metrics: Mapping[str, jax.Array]  # f32[] each, logged as train/NAME
-    extra: Tree  # the new TrainState.extra
+    stats: Tree = ()  # what `Task.after_update` needs of the batch
 
 
 class Task(abc.ABC):
     """What is learnt: the model, its data, the loss of a batch and the evaluation.
 
-    A task is a file ``tasks/NAME.py`` with ``create(*, model, data, init_from, **fields)``; the
-    first three are the config's sections of those names, the fields those of ``config.task``.
-    The loop owns the rest: steps, devices, optimizer, logging, checkpoints.
+    A task is a file ``tasks/NAME.py`` with ``create(run, **fields)``, where ``run`` is the whole
+    `Config` and the fields are those of ``config.task``. The loop owns the rest: steps, devices,
+    optimizer, logging, checkpoints.
 
     Attributes:
         train_data: examples of training, with their augmentation.
@@ -74,8 +73,8 @@ class Task(abc.ABC):
         randomness comes from it.
         """
 
-    def after_update(self, state: TrainState) -> Tree:
-        """Return the ``extra`` that follows from the new parameters, as an EMA of them."""
+    def after_update(self, state: TrainState, stats: Tree) -> Tree:
+        """Return the new ``extra``: from the old one, the new parameters and the batch's ``stats``."""
         return state.extra
 
     @abc.abstractmethod
@@ -88,4 +87,5 @@ class Task(abc.ABC):
 
         ``outputs(name)`` runs `eval_step` over ``eval_data[name]`` and yields its arrays on the
         host, batch by batch; each example occurs in exactly one of them, padding in none.
+        Names begin with that of the dataset and a slash.
         """

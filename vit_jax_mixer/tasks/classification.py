@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.data.sources import open_source
@@ -22,11 +23,13 @@ LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def create(*, loss: str, label_smoothing: float, model: Mapping[str, Any], data: Mapping[str, Any], init_from: str):
+def create(run: Config, loss: str, label_smoothing: float) -> "Classification":
     """Build the task from ``config.task``, ``config.model``, ``config.data`` and ``config.init_from``."""
-    dataset = specs.call(ImageData, data, "config.data")
-    module = specs.call(models.create, model, "config.model", num_classes=dataset.num_classes)
-    return Classification(module, dataset, loss, label_smoothing, init_from)
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"config.task.label_smoothing is {label_smoothing}; it must be from 0 to less than 1.")
+    data = specs.call(ImageData, run.data, "config.data")
+    model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
+    return Classification(model, data, loss, label_smoothing, run.init_from)
 
 
 class ImageData:
@@ -58,14 +61,29 @@ class ImageData:
         self.train = Dataset(train_source, self._transform(self.train_ops))
         self.eval = Dataset(eval_source, self._transform(self.eval_ops))
         self.eval_split = eval
-        self.shape, eval_shape = (
-            data.get(0, np.random.default_rng(0))["image"].shape for data in (self.train, self.eval)
-        )
+        self.shape = self._shape("train", self.train, self.train_ops)
+        eval_shape = self._shape("eval", self.eval, self.eval_ops)
         if self.shape != eval_shape:
             raise UserError(
                 f"config.data.train_ops gives images of shape {self.shape}, eval_ops of {eval_shape}; "
                 "a Mixer reads one size: make them equal."
             )
+
+    @staticmethod
+    def _shape(name: str, dataset: Dataset, ops: images.Ops) -> tuple[int, ...]:
+        """Try the operations on the first example, so that what is wrong with them is said at once."""
+        try:
+            image = dataset.get(0, np.random.default_rng(0))["image"]
+            floats = jax.eval_shape(ops.on_device, jax.ShapeDtypeStruct((1, *image.shape), image.dtype))
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"config.data.{name}_ops fails on the first example ({error}); begin with decode."
+            ) from error
+        if not jnp.issubdtype(floats.dtype, jnp.floating):
+            raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
+        return image.shape
 
     def _transform(self, ops: images.Ops) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
         def transform(example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -109,7 +127,7 @@ class Classification(Task):
         logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.data.num_classes), self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-        return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy}, state.extra)
+        return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy})
 
     def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return each example's cross-entropy (labels not smoothed) and whether it is right."""
