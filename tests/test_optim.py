@@ -63,7 +63,7 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
         ({"optimizer": "sgd(momentun=0.9)"}, "has no field 'momentun'; did you mean 'momentum'"),
         ({"optimizer": "adamw(weight_decay='0.1')"}, "weight_decay is '0.1'; it must be of type float"),
         ({"optimizer": "adamw(weight_decay=0.1, no_decay='(')"}, "does not work"),
-        ({"optimizer": "sgd(accumulator_dtype='bf16')"}, "does not work"),
+        ({"optimizer": "sgd(momentum=0.9, accumulator_dtype='bf16')"}, "does not work"),
         ({"optimizer": "sdg"}, "config.optim.optimizer: 'sdg' is not known; did you mean 'sgd'"),
         ({"schedule": "cosin"}, "config.optim.schedule: 'cosin' is not known; did you mean 'cosine'"),
         ({"warmup_steps": 10}, "warmup_steps is 10; it must be from 0 to config.steps - 1 = 9"),
