@@ -16,7 +16,7 @@ from tests.helpers import ROOT, assert_same, environment
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.train import train_and_evaluate
+from vit_jax_mixer.train import open_workdir, train_and_evaluate
 
 # A digits run of 12 steps with all that is random switched on.
 SMALL = {
@@ -163,6 +163,13 @@ def test_an_unknown_best_metric_is_told_and_loses_nothing(tmp_path):
     with pytest.raises(UserError, match=r"'validation/accuracy' is no metric of this run.*test/\.\.\."):
         train_and_evaluate(small(checkpoint__best="validation/accuracy"), tmp_path / "early")
     assert not any((tmp_path / "early/checkpoints").iterdir())
+
+
+def test_two_runs_cannot_write_to_one_workdir(tmp_path):
+    with open_workdir(tmp_path), pytest.raises(UserError, match="another run writes to"):
+        train_and_evaluate(small(), tmp_path)
+    with open_workdir(tmp_path):
+        pass
 
 
 def test_fine_tuning_begins_with_the_files_weights_and_a_new_head(undisturbed, tmp_path):

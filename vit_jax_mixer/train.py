@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import fcntl
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,9 +53,11 @@ def train_and_evaluate(
     task = tasks.create(run)
     train_step = devices.train_step(partial(step.train_step, task, optimizer, learning_rate, run.seed, run.accum_steps))
     evaluate = Evaluation(task, devices, run.eval_batch_size, loader)
-    workdir = make_workdir(workdir)
 
-    with closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)) as checkpoints:
+    with (
+        open_workdir(workdir) as workdir,
+        closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)) as checkpoints,
+    ):
         _check_best(checkpoints.best, task)
 
         # --- The state: fresh, pretrained or resumed ---
@@ -143,19 +146,29 @@ def ahead(items: Iterable[Any], begin: Callable[[Any], T], depth: int = 2) -> It
     yield from begun
 
 
-def make_workdir(path: str | Path) -> Path:
-    """Return the folder, made and tried for writing."""
+@contextmanager
+def open_workdir(path: str | Path) -> Iterator[Path]:
+    """Make the folder, try it for writing, and keep other runs out of it until this one ends.
+
+    Raises:
+        UserError: it cannot be written, or another run writes to it.
+    """
     if "://" in str(path):
         raise UserError(f"the workdir {path} is no local folder, and others do not work yet; choose another --workdir.")
     path = Path(path).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have been faster
+        lock = (path / f".lock{jax.process_index()}").open("w")
     except OSError as error:
         raise UserError(f"cannot write to the workdir {path} ({error.strerror}); choose another --workdir.") from error
-    return path
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill frees it
+        except BlockingIOError as error:
+            raise UserError(f"another run writes to {path}; stop it, or choose another --workdir.") from error
+        except OSError:
+            pass  # a file system without locks
+        yield path
 
 
 def _check_best(best: str, task: Task) -> None:
