@@ -22,7 +22,7 @@ def ours(reference, prefix):
         return {"scale": reference[f"{prefix}{name}.weight"], "bias": reference[f"{prefix}{name}.bias"]}
 
     def block(i):
-        mlp = lambda j: {f"Dense_{k}": dense(f"mixers.{i}.mlp{j}.fc{k + 1}") for k in range(2)}  # noqa: E731
+        mlp = lambda j: {f"Dense_{k}": dense(f"mixers.{i}.mlp{j}.fc{k + 1}") for k in range(2)}
         return {
             "LayerNorm_0": norm(f"mixers.{i}.ln1"),
             "channel_mixing": mlp(1),

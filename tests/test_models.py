@@ -112,7 +112,7 @@ def test_stochastic_depth_grows_linearly_from_zero_to_the_last_block():
 
 def test_dropout_is_on_in_training_alone(reference, params):
     model = MlpMixer(num_classes=7, dropout_rate=0.3, **TINY)
-    apply = lambda seed: model.apply(  # noqa: E731
+    apply = lambda seed: model.apply(
         {"params": params}, reference["images"], train=True, rngs={"dropout": jax.random.key(seed)}
     )
     assert_close(model.apply({"params": params}, reference["images"], train=False), reference["logits"])

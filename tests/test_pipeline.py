@@ -21,7 +21,7 @@ class Numbers:
 
 
 def dataset(count=10):
-    transform = lambda example, rng: {"id": np.int32(example["id"]), "draw": rng.random()}  # noqa: E731
+    transform = lambda example, rng: {"id": np.int32(example["id"]), "draw": rng.random()}
     return Dataset(Source(Numbers(count), (), lambda i: f"number {i}"), transform)
 
 
@@ -61,7 +61,7 @@ def test_processes_share_the_same_order_and_the_same_draws(processes):
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_reading_from_a_step_on_is_reading_on(threads):
     loader = Loader(threads, prefetch=2)
-    read = lambda start: loader.train_batches(dataset(), seed=7, batch_size=4, start=start)  # noqa: E731
+    read = lambda start: loader.train_batches(dataset(), seed=7, batch_size=4, start=start)
     for step, batch in enumerate(itertools.islice(read(3), 6), start=3):
         np.testing.assert_array_equal(batch["draw"], order()[step]["draw"])
     far = next(read(10**9))

@@ -83,7 +83,7 @@ def differences(old: Section, new: Section) -> list[str]:
     """Return one phrase for each field that differs, as ``batch_size was 64 and is 128``."""
     old_fields, new_fields = _flat(old), _flat(new)
     names = sorted(old_fields.keys() | new_fields.keys())
-    show = lambda fields, name: repr(fields[name]) if name in fields else "absent"  # noqa: E731
+    show = lambda fields, name: repr(fields[name]) if name in fields else "absent"
     return [
         f"{name} was {show(old_fields, name)} and is {show(new_fields, name)}"
         for name in names

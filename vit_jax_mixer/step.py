@@ -85,12 +85,12 @@ def _mean_gradient(task: Task, accum_steps: int, state: TrainState, batch: Batch
     def gradient(part: jax.Array | int):
         # Part i holds the rows i, i + A, ...: each device's own rows are split, none moves.
         rows = jax.tree.map(lambda x: x.reshape(-1, accum_steps, *x.shape[1:])[:, part], batch)
-        loss = lambda params: task.loss(params, state, rows, jax.random.fold_in(key, part))  # noqa: E731
+        loss = lambda params: task.loss(params, state, rows, jax.random.fold_in(key, part))
         return jax.value_and_grad(loss, has_aux=True)(state.params)
 
     if accum_steps == 1:
         return gradient(0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, 0))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)  # noqa: E731
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
     total, _ = jax.lax.scan(add, zeros, jnp.arange(accum_steps))
     return jax.tree.map(lambda x: x / accum_steps, total)
