@@ -109,6 +109,12 @@ def test_a_missing_dataset_is_one_sentence(name, split, message):
         open_source(name, split)
 
 
+def test_a_name_like_no_other_does_not_list_a_thousand_datasets():
+    with pytest.raises(UserError) as error:
+        open_source("tfds:qqqqqqqq", "train")
+    assert str(error.value) == "tfds:qqqqqqqq: TFDS has no dataset of that name."
+
+
 def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path):
     write_image(tmp_path / "train/cat/x.png")
     (tmp_path / "train/dog").mkdir()

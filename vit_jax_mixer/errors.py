@@ -16,10 +16,10 @@ class UserError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'? Known: x, y, z."`` for a name that is not known."""
+    """Return ``"; did you mean 'x'? Known: x, y, z."`` for a name that is not known; long lists are left out."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    if len(known) > 30 and near:  # as TFDS's thousand datasets
+    if len(known) > 30:  # as TFDS's thousand datasets
         return hint
     return f"{hint} Known: {', '.join(known) or 'none'}."

@@ -16,7 +16,7 @@ import optax
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import optim, parallel, specs, step, tasks
 from vit_jax_mixer.checkpoint import Checkpoints
-from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.data.pipeline import Loader, Share
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
@@ -48,7 +48,7 @@ def train_and_evaluate(
     devices = parallel.create(run.parallel)
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps)
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
-    loader = specs.call(Loader, run.loader, "config.loader")
+    loader = specs.call(Loader, run.loader, "config.loader", share=Share.of_this_process())
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
     train_step = devices.train_step(partial(step.train_step, task, optimizer, learning_rate, run.seed, run.accum_steps))

@@ -1,4 +1,4 @@
-"""From a dataset's name to batches: `sources.open_source`, `images.Ops`, `pipeline.train_batches`.
+"""From a dataset's name to batches: `sources.open_source`, `images.Ops`, `pipeline.Loader`.
 
 The batch of a step is a function of (seed, step) alone; see `pipeline`.
 """
