@@ -30,19 +30,23 @@ def get_config() -> Any:
     config.model.stochastic_depth_rate = 0.0  # of the last block; linear in depth
     config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
 
-    # --- The data: a source of vit_jax_mixer/data/sources.py, operations of data/images.py ---
+    # --- The data: sources and operations are those of docs/data.md ---
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # tfds:NAME, folder:DIR or idx:DIR
-    config.data.train = "train"  # split for training
+    config.data.source = "tfds:imagenet2012"  # KIND:PLACE, as tfds:NAME, folder:DIR, manifest:FILE, hf:NAME or idx:DIR
+    config.data.train = "train"  # split for training, or a part of it, as train[:98%]
     config.data.eval = "validation"  # split for evaluation; names its metrics, as test/accuracy
     # What is done to an image for training, in this order; value_range is what the model reads.
     config.data.train_ops = "decode(3)|inception_crop(224)|flip_lr|value_range(-1, 1)"
     # The same for evaluation.
     config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
 
-    config.loader = ConfigDict()  # each process has its own
-    config.loader.threads = 8  # batches that are made at the same time
-    config.loader.prefetch = 8  # batches that are made ahead
+    config.data.views = 1  # times that an example follows itself in a batch, augmented anew each time
+    config.data.on_bad_example = "stop"  # or 'skip': take another, and list the bad one in the workdir
+
+    config.loader = ConfigDict()  # each process of the run has its own
+    config.loader.workers = -1  # processes that make batches; 0 for threads alone; -1 chooses by the cores
+    config.loader.threads = -1  # batches that each makes at the same time; -1 chooses by the cores
+    config.loader.prefetch = 8  # batches that each makes ahead; they bound the memory
 
     # --- The optimizer ---
     config.optim = ConfigDict()

@@ -1,5 +1,10 @@
+import contextlib
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -20,9 +25,16 @@ class Numbers:
         return {"id": index}
 
 
-def dataset(count=10):
-    transform = lambda example, rng: {"id": np.int32(example["id"]), "draw": rng.random()}
-    return Dataset(Source(Numbers(count), (), lambda i: f"number {i}"), transform)
+def transform(example, rng):
+    return {"id": np.int32(example["id"]), "draw": rng.random()}
+
+
+def dataset(count=10, **options):
+    return Dataset(Source(Numbers(count), (), lambda i: f"number {i}"), transform, **options)
+
+
+def loader(workers=0, threads=1, prefetch=1, share=Share(0, 1)):  # noqa: B008 # frozen
+    return Loader(workers, threads, prefetch, share)
 
 
 def order(share=Share(0, 1), batch_size=4, seed=7):  # noqa: B008 # frozen
@@ -60,8 +72,7 @@ def test_processes_share_the_same_order_and_the_same_draws(processes):
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_reading_from_a_step_on_is_reading_on(threads):
-    loader = Loader(threads, prefetch=2)
-    read = lambda start: loader.train_batches(dataset(), seed=7, batch_size=4, start=start)
+    read = lambda start: loader(threads=threads).train_batches(dataset(), seed=7, batch_size=4, start=start)
     for step, batch in enumerate(itertools.islice(read(3), 6), start=3):
         np.testing.assert_array_equal(batch["draw"], order()[step]["draw"])
     far = next(read(10**9))
@@ -77,8 +88,7 @@ def test_draws_differ_between_epochs():
 def test_evaluation_counts_every_example_once(batch_size, processes):
     seen, rows = [], 0
     for p in range(processes):
-        loader = Loader(threads=1, prefetch=1, share=Share(p, processes))
-        for batch in loader.eval_batches(dataset(), batch_size=batch_size):
+        for batch in loader(share=Share(p, processes)).eval_batches(dataset(), batch_size=batch_size):
             assert len(batch["id"]) == batch_size // processes
             seen += list(batch["id"][batch[IS_EXAMPLE]])
             rows += len(batch["id"])
@@ -86,18 +96,136 @@ def test_evaluation_counts_every_example_once(batch_size, processes):
     assert rows == -(-10 // batch_size) * batch_size
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_bad_example_is_named(threads):
-    def transform(example, rng):
-        if example["id"] == 6:
-            raise UserError("it is broken")
-        return {"id": example["id"]}
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_three_epochs_are_the_same_for_any_number_of_processes_and_workers(processes, workers):
+    """Each example occurs three times, and a step read directly is that step read in sequence."""
+    data, batch_size = dataset(20), 4
+    steps = 3 * 20 // batch_size
+    parts = []
+    for p in range(processes):
+        reader = loader(workers, share=Share(p, processes))
+        with contextlib.closing(reader.train_batches(data, seed=3, batch_size=batch_size, start=0)) as batches:
+            parts.append(list(itertools.islice(batches, steps)))
+        direct = train_order(data, seed=3, batch_size=batch_size, share=Share(p, processes))
+        for step in (13, 2, 7):
+            np.testing.assert_array_equal(direct[step]["draw"], parts[p][step]["draw"])
+    found = {
+        name: np.concatenate([np.stack([part[step][name] for part in parts], 1).ravel() for step in range(steps)])
+        for name in ("id", "draw")
+    }
+    alone = [train_order(data, seed=3, batch_size=batch_size, share=Share(0, 1))[step] for step in range(steps)]
+    np.testing.assert_array_equal(found["id"], ids(alone))
+    np.testing.assert_array_equal(found["draw"], np.concatenate([batch["draw"] for batch in alone]))
+    for epoch in found["id"].reshape(3, 20):
+        assert sorted(epoch) == list(range(20))
 
-    bad = Dataset(Source(Numbers(10), (), lambda i: f"number {i}"), transform)
-    batches = Loader(threads, prefetch=2).train_batches(bad, seed=0, batch_size=5, start=0)
+
+def test_seeking_reads_no_example_before_its_step():
+    read = []
+
+    class Counting(Numbers):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    data = Dataset(Source(Counting(1000), (), str), transform)
+    next(loader(threads=0).train_batches(data, seed=0, batch_size=8, start=10**7))
+    assert len(read) == 8
+
+
+def test_views_follow_each_other_with_draws_of_their_own():
+    data = dataset(views=3)
+    found = [train_order(data, seed=7, batch_size=6, share=Share(0, 1))[step] for step in range(5)]
+    np.testing.assert_array_equal(ids(found), np.repeat(ids(order()[step] for step in range(5))[:10], 3))
+    assert len(set(np.concatenate([batch["draw"] for batch in found]))) == 30
+    parts = [train_order(data, seed=7, batch_size=6, share=Share(p, 2))[1] for p in range(2)]
+    np.testing.assert_array_equal(np.stack([part["draw"] for part in parts], 1).ravel(), found[1]["draw"])
+
+
+def bad_transform(example, rng):
+    if example["id"] in (3, 6):
+        raise UserError("it is broken")
+    return transform(example, rng)
+
+
+def test_skipping_puts_another_in_the_place_of_a_bad_example():
+    data = dataclasses.replace(dataset(skip_bad=True), transform=bad_transform)
+    read = []
+    for workers, threads in ((0, 0), (0, 2), (2, 1)):
+        told = []
+        reader = loader(workers, threads).train_batches(
+            data, seed=7, batch_size=5, start=0, on_skipped=lambda dataset, index, told=told: told.append(index)
+        )
+        with contextlib.closing(reader) as batches:
+            read.append((list(itertools.islice(batches, 6)), told))
+    for batches, told in read:
+        assert told == read[0][1]
+        assert sorted(told) == [3, 3, 3, 6, 6, 6]
+        for batch, again in zip(batches, read[0][0], strict=True):
+            assert batch.keys() == {"id", "draw"}
+            np.testing.assert_array_equal(batch["draw"], again["draw"])
+    found, whole = (
+        ids(read[0][0]),
+        ids(train_order(dataset(), seed=7, batch_size=5, share=Share(0, 1))[s] for s in range(6)),
+    )
+    good = ~np.isin(whole, (3, 6))
+    np.testing.assert_array_equal(found[good], whole[good])
+    assert not set(found) & {3, 6}
+
+
+def test_evaluation_leaves_skipped_examples_out():
+    data, told = dataclasses.replace(dataset(skip_bad=True), transform=bad_transform), []
+    batches = loader().eval_batches(data, batch_size=4, on_skipped=lambda dataset, index: told.append(index))
+    assert ids({"id": batch["id"][batch[IS_EXAMPLE]]} for batch in batches).tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
+    assert told == [3, 6]
+
+
+def test_data_that_is_all_bad_ends_in_one_sentence():
+    def broken(example, rng):
+        raise UserError("it is broken")
+
+    data = dataclasses.replace(dataset(skip_bad=True), transform=broken)
+    with pytest.raises(UserError, match=r"number \d: it is broken So are 99 others"):
+        next(loader(threads=0).train_batches(data, seed=0, batch_size=2, start=0))
+
+
+def test_a_dead_worker_process_ends_in_one_sentence():
+    with contextlib.closing(loader(2).train_batches(dataset(), seed=0, batch_size=2, start=0)) as batches:
+        next(batches)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"a process that reads data died.*lower config\.loader\.workers"):
+            list(itertools.islice(batches, 1000))
+
+
+def test_worker_processes_end_with_their_reader():
+    batches = loader(2).train_batches(dataset(), seed=0, batch_size=2, start=0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+def test_few_cores_have_threads_and_many_have_processes(monkeypatch):
+    for cores, crew in ((1, (0, 2)), (2, (0, 3)), (8, (0, 9)), (16, (4, 4)), (96, (24, 4))):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        assert Loader(-1, -1, 1).crew() == crew
+        assert Loader(3, 2, 1).crew() == (3, 2)
+    for arguments in ((-2, 1, 1), (0, -2, 1), (0, 1, -1)):
+        with pytest.raises(UserError, match=r"config.loader.\w+ is -"):
+            Loader(*arguments)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (2, 1)])
+def test_a_bad_example_is_named(workers, threads):
+    data = dataclasses.replace(dataset(), transform=bad_transform)
     with pytest.raises(UserError) as error:
-        list(itertools.islice(batches, 2))
-    assert str(error.value) == "number 6: it is broken"
+        list(itertools.islice(loader(workers, threads).train_batches(data, seed=0, batch_size=5, start=0), 2))
+    assert str(error.value) in ("number 6: it is broken", "number 3: it is broken")
 
 
 def test_examples_of_different_sizes_are_one_sentence():

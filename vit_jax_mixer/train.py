@@ -16,7 +16,8 @@ import optax
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import optim, parallel, specs, step, tasks
 from vit_jax_mixer.checkpoint import Checkpoints
-from vit_jax_mixer.data.pipeline import Loader, Share
+from vit_jax_mixer.data.pipeline import Loader, OnSkipped, Share
+from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
@@ -52,7 +53,6 @@ def train_and_evaluate(
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
     train_step = devices.train_step(partial(step.train_step, task, optimizer, learning_rate, run.seed, run.accum_steps))
-    evaluate = Evaluation(task, devices, run.eval_batch_size, loader)
 
     with (
         open_workdir(workdir) as workdir,
@@ -70,9 +70,13 @@ def train_and_evaluate(
         # --- Steps ---
         with closing(Reports(workdir, start, run.steps, run.log_every, run.batch_size)) as reports:
             reports.line(_summary(run, task, start, workdir))
+            skipped = Skipped(workdir, jax.process_index(), reports.line)
+            evaluate = Evaluation(task, devices, run.eval_batch_size, loader, skipped)
             if start and run.evaluates_after(start) and not reports.has_evaluation(start):
                 reports.evaluation(start, evaluate(state))  # it failed, or was killed, before it was logged
-            batches = loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=start)
+            batches = loader.train_batches(
+                task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
+            )
             ready = ahead(batches, devices.put_batch)
             done = start
             try:
@@ -94,24 +98,31 @@ def train_and_evaluate(
                 if done > (checkpoints.latest() or 0):
                     checkpoints.save(done, devices.saved_form(state), {})
                 raise
+            if skipped.summary():
+                reports.line(skipped.summary())
     return state
 
 
 class Evaluation:
     """Evaluates a task on all devices; every example counts once, whatever the batch size."""
 
-    def __init__(self, task: Task, devices: parallel.Parallel, batch_size: int, loader: Loader) -> None:
+    def __init__(
+        self, task: Task, devices: parallel.Parallel, batch_size: int, loader: Loader, on_skipped: OnSkipped
+    ) -> None:
         self._task = task
         self._devices = devices
         self._batch_size = batch_size
         self._loader = loader
+        self._on_skipped = on_skipped
         self._step = devices.eval_step(partial(step.eval_step, task))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Return the task's metrics for a state."""
 
         def outputs(name: str) -> Iterator[dict[str, Any]]:
-            batches = self._loader.eval_batches(self._task.eval_data[name], batch_size=self._batch_size)
+            batches = self._loader.eval_batches(
+                self._task.eval_data[name], batch_size=self._batch_size, on_skipped=self._on_skipped
+            )
             running = (self._step(state, batch) for batch in ahead(batches, self._devices.put_batch))
             yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
 

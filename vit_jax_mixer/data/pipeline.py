@@ -7,12 +7,14 @@ every ``P``-th position of that same slice. So there is no iterator state: resum
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -20,24 +22,68 @@ from vit_jax_mixer.errors import UserError
 Example = dict[str, Any]
 Batch = dict[str, Any]
 IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
+SKIPPED = "_skipped"  # i64[B], inside the loader: the index of the bad example that a row replaces, or -1
+_TRIES = 100  # of finding another example for a bad one
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A source and what is done to each of its examples: ``transform(example, rng) -> arrays``."""
+    """A source and what is done to each of its examples.
+
+    Attributes:
+        source: the examples.
+        transform: ``transform(example, rng) -> arrays``; a bad example is a `UserError`.
+        views: how often an example follows itself in the order of training, each time with other
+            draws (repeated augmentation: Hoffer et al. 2019, arXiv 1901.09335).
+        skip_bad: put another example, drawn from ``rng``, in the place of a bad one.
+    """
 
     source: Source
     transform: Callable[[Example, np.random.Generator], Example]
+    views: int = 1
+    skip_bad: bool = False
 
     def __len__(self) -> int:
         return len(self.source.examples)
 
     def get(self, index: int, rng: np.random.Generator) -> Example:
-        """Return the transformed example; an error names where it comes from."""
+        """Return the transformed example; with ``skip_bad``, ``SKIPPED`` is the index of a bad one, or -1.
+
+        Raises:
+            UserError: it is bad, which ends the run or, with ``skip_bad``, so are many others.
+        """
+        if not self.skip_bad:
+            return self._get(index, rng)
+        first = index
+        for _ in range(_TRIES):
+            try:
+                return {**self._get(index, rng), SKIPPED: np.int64(-1 if index == first else first)}
+            except UserError:
+                index = (index + 1 + int(rng.integers(len(self)))) % len(self)
+        raise UserError(f"{self.fault(first)} So are {_TRIES - 1} others, drawn at random; mend the data.")
+
+    def fault(self, index: int) -> str:
+        """Return the sentence that says what is wrong with a bad example."""
+        try:
+            self._get(index, np.random.default_rng(0))
+        except UserError as error:
+            return str(error)
+        return f"{self.source.where(index)}: it failed with one draw of the augmentation, not with another."
+
+    def _get(self, index: int, rng: np.random.Generator) -> Example:
         try:
             return self.transform(self.source.examples[index], rng)
         except UserError as error:
-            raise UserError(f"{self.source.where(index)}: {error}") from error
+            where = self.source.where(index)
+            # A source's own sentence may name the place already.
+            raise error if where in str(error) else UserError(f"{where}: {error}") from error
+
+
+OnSkipped = Callable[[Dataset, int], None]  # told of the index of each bad example that is left out
+
+
+def _ignore(dataset: Dataset, index: int) -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,47 +108,112 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
         share: this process's part.
     """
     order = grain.MapDataset.source(range(len(dataset))).seed(seed).shuffle().repeat()
+    if dataset.views > 1:
+        order = _Views(order, dataset.views)
     examples = order.random_map(dataset.get)
     return examples[share.index :: share.count].batch(batch_size // share.count, batch_fn=_stack)
 
 
+class _Views(grain.MapDataset[int]):
+    """Each element of an infinite dataset several times; `FlatMapMapDataset` would allow no batches."""
+
+    def __init__(self, parent: grain.MapDataset[int], count: int) -> None:
+        super().__init__(parent)
+        self._count = count
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._parent[index // self._count]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Reads this process's share of batches in threads, ahead of their use.
+    """Reads this process's share of batches ahead of their use.
+
+    Threads suffice where the work is done outside of Python's interpreter lock, as decoding and
+    resizing is; from about eight of them on, the rest of the work wants several processes. They
+    make training batches, which come through shared memory; evaluation, whose start would cost
+    more than it gains, has threads alone. A process keeps at most ``threads + prefetch`` batches.
 
     Attributes:
-        threads: how many batches are made at the same time; 0 makes them in the caller.
-        prefetch: how many batches are made ahead.
+        workers: processes that make training batches; 0 for none, -1 to choose by the cores.
+        threads: how many batches a process makes at the same time; 0 makes them when they are asked
+            for, -1 chooses by the cores.
+        prefetch: how many batches a process makes ahead.
         share: which part of each batch; that of this process if not given.
     """
 
+    workers: int
     threads: int
     prefetch: int
     share: Share = dataclasses.field(default_factory=Share.of_this_process)
 
     def __post_init__(self) -> None:
-        if self.threads < 0 or self.prefetch < 0:
-            raise UserError(f"config.loader has threads={self.threads}, prefetch={self.prefetch}; none may be below 0.")
+        for name, least in (("workers", -1), ("threads", -1), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"config.loader.{name} is {getattr(self, name)}; it must be {least} or more.")
 
-    def train_batches(self, dataset: Dataset, *, seed: int, batch_size: int, start: int) -> Iterator[Batch]:
+    def train_batches(
+        self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
+    ) -> Iterator[Batch]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
-        return self._read(train_order(dataset, seed=seed, batch_size=batch_size, share=self.share)[start:])
+        order = train_order(dataset, seed=seed, batch_size=batch_size, share=self.share)
+        return self._read(order[start:], dataset, on_skipped, *self.crew())
 
-    def eval_batches(self, dataset: Dataset, *, batch_size: int) -> Iterator[Batch]:
-        """Iterate once over all examples in order; the last batch is padded, and says so in ``IS_EXAMPLE``."""
+    def eval_batches(self, dataset: Dataset, *, batch_size: int, on_skipped: OnSkipped = _ignore) -> Iterator[Batch]:
+        """Iterate once over all examples in order; ``IS_EXAMPLE`` says which rows are not padding.
+
+        The last batch is padded; so is a bad example's place, where such are skipped.
+        """
         count = -(-len(dataset) // batch_size) * batch_size
 
         def get(position: int, rng: np.random.Generator) -> Example:
             example = dataset.get(min(position, len(dataset) - 1), rng)
-            return {**example, IS_EXAMPLE: np.bool_(position < len(dataset))}
+            return {**example, IS_EXAMPLE: np.bool_(position < len(dataset) and example.get(SKIPPED, -1) < 0)}
 
         examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
         mine = examples[self.share.index :: self.share.count]
-        return self._read(mine.batch(batch_size // self.share.count, batch_fn=_stack))
+        workers, threads = self.crew()
+        batches = mine.batch(batch_size // self.share.count, batch_fn=_stack)
+        return self._read(batches, dataset, on_skipped, 0, threads * max(workers, 1))
 
-    def _read(self, batches: grain.MapDataset[Batch]) -> Iterator[Batch]:
-        ahead = max(self.threads, self.prefetch) if self.threads else 0
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)))
+    def crew(self) -> tuple[int, int]:
+        """Return how many worker processes there are, and threads in each."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self.workers if self.workers >= 0 else cores // 4 if cores > 8 else 0
+        # One more than cores, since a thread at times waits for the interpreter lock.
+        threads = self.threads if self.threads >= 0 else 4 if workers else cores + 1
+        return workers, threads
+
+    def _read(
+        self, batches: grain.MapDataset[Batch], dataset: Dataset, on_skipped: OnSkipped, workers: int, threads: int
+    ) -> Iterator[Batch]:
+        ahead = max(threads, self.prefetch) if threads else 0
+        read = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own there, also outside of commands
+            read = read.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(self.prefetch, 1))
+            )
+        iterator = iter(read)
+        try:
+            for batch in iterator:
+                for index in batch.pop(SKIPPED, ()):
+                    if index >= 0:
+                        on_skipped(dataset, int(index))
+                yield batch
+        except RuntimeError as error:
+            if "Worker process" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads data died ({error}); if memory ran out, lower config.loader.workers or "
+                "config.loader.prefetch."
+            ) from error
+        finally:
+            iterator.close()
 
 
 def _stack(examples: Sequence[Example]) -> Batch:

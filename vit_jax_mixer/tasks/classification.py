@@ -1,8 +1,10 @@
 """Supervised image classification with softmax or sigmoid cross-entropy."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,10 @@ def create(run: Config, loss: str, label_smoothing: float) -> "Classification":
     if not 0 <= label_smoothing < 1:
         raise UserError(f"config.task.label_smoothing is {label_smoothing}; it must be from 0 to less than 1.")
     data = specs.call(ImageData, run.data, "config.data")
+    if run.batch_size % data.train.views:
+        raise UserError(
+            f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
+        )
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
     return Classification(model, data, loss, label_smoothing, run.init_from)
 
@@ -45,54 +51,68 @@ class ImageData:
         shape: (h, w, c) of an image.
     """
 
-    def __init__(self, source: str, train: str, eval: str, train_ops: str, eval_ops: str) -> None:
-        """Take ``config.data``: a source, its two splits and the operations on each.
+    def __init__(
+        self, source: str, train: str, eval: str, train_ops: str, eval_ops: str, views: int, on_bad_example: str
+    ) -> None:
+        """Take ``config.data``; ``configs/common.py`` says what each field is.
 
         Raises:
             UserError: an unknown source, split or operation, labels without names, or operations
                 that give training and evaluation images of different sizes.
         """
+        if views < 1:
+            raise UserError(f"config.data.views is {views}; it must be 1 or more.")
+        skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
         train_source, eval_source = open_source(source, train), open_source(source, eval)
         self.num_classes = len(train_source.class_names)
         if not self.num_classes:
             raise UserError(f"{source} has no class labels, which classification needs; choose another dataset.")
         self.train_ops = images.parse(train_ops, "config.data.train_ops")
         self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
-        self.train = Dataset(train_source, self._transform(self.train_ops))
-        self.eval = Dataset(eval_source, self._transform(self.eval_ops))
+        self.train = Dataset(train_source, Labelled(self.train_ops, self.num_classes), views, skip_bad)
+        self.eval = Dataset(eval_source, Labelled(self.eval_ops, self.num_classes), skip_bad=skip_bad)
         self.eval_split = eval
-        self.shape = self._shape("train", self.train, self.train_ops)
-        eval_shape = self._shape("eval", self.eval, self.eval_ops)
+        self.shape = _shape("train", self.train, self.train_ops, self.num_classes)
+        eval_shape = _shape("eval", self.eval, self.eval_ops)
         if self.shape != eval_shape:
             raise UserError(
                 f"config.data.train_ops gives images of shape {self.shape}, eval_ops of {eval_shape}; "
                 "a Mixer reads one size: make them equal."
             )
 
-    @staticmethod
-    def _shape(name: str, dataset: Dataset, ops: images.Ops) -> tuple[int, ...]:
-        """Try the operations on the first example, so that what is wrong with them is said at once."""
-        try:
-            image = dataset.get(0, np.random.default_rng(0))["image"]
-            floats = jax.eval_shape(ops.on_device, jax.ShapeDtypeStruct((1, *image.shape), image.dtype))
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"config.data.{name}_ops fails on the first example ({error}); begin with decode."
-            ) from error
-        if not jnp.issubdtype(floats.dtype, jnp.floating):
-            raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
-        return image.shape
 
-    def _transform(self, ops: images.Ops) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
-        def transform(example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-            label = int(example["label"])
-            if not 0 <= label < self.num_classes:
-                raise UserError(f"its label is {label}, not from 0 to {self.num_classes - 1}; name a labelled split.")
-            return {"image": ops(example["image"], rng), "label": np.int32(label)}
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """From a source's example to {'image': u8[h, w, c], 'label': i32[]}; worker processes get a copy."""
 
-        return transform
+    ops: images.Ops
+    num_classes: int
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        label = int(example["label"])
+        if not 0 <= label < self.num_classes:
+            raise UserError(f"its label is {label}, not from 0 to {self.num_classes - 1}; name a labelled split.")
+        return {"image": self.ops(example["image"], rng), "label": np.int32(label)}
+
+
+def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -> tuple[int, ...]:
+    """Try the operations on the first example, so that what is wrong with them is said at once.
+
+    With ``num_classes``, they are those of training: there are targets and random draws.
+    """
+    try:
+        image = dataset.get(0, np.random.default_rng(0))["image"]
+        batch = jax.ShapeDtypeStruct((2, *image.shape), image.dtype)
+        training = (jax.ShapeDtypeStruct((2, num_classes), jnp.float32), jax.random.key(0)) if num_classes else ()
+        floats, _ = jax.eval_shape(ops.on_device, batch, *training)
+    except UserError as error:
+        # The data's own sentence says where; one of the operations does not know its field.
+        raise UserError(f"config.data.{name}_ops, on the first example: {error}") from error
+    except (AttributeError, IndexError, TypeError, ValueError, cv2.error) as error:
+        raise UserError(f"config.data.{name}_ops fails on the first example ({error}); begin with decode.") from error
+    if not jnp.issubdtype(floats.dtype, jnp.floating):
+        raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
+    return image.shape
 
 
 class Classification(Task):
@@ -109,7 +129,7 @@ class Classification(Task):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Return fresh parameters for images as the training data has them."""
-        images = self.data.train_ops.on_device(jnp.zeros((1, *self.data.shape), jnp.uint8))
+        images, _ = self.data.eval_ops.on_device(jnp.zeros((1, *self.data.shape), jnp.uint8))
         return self.model.init(key, images)["params"], ()
 
     def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
@@ -122,16 +142,17 @@ class Classification(Task):
     def loss(
         self, params: Tree, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        """Return the mean cross-entropy with smoothed labels, and the accuracy beside it."""
-        images = self.data.train_ops.on_device(batch["image"])
-        logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        """Return the mean cross-entropy with smoothed and mixed labels, and the accuracy beside it."""
+        of_ops, of_dropout = jax.random.split(key)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.data.num_classes), self.label_smoothing)
+        images, targets = self.data.train_ops.on_device(batch["image"], targets, of_ops)
+        logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": of_dropout})
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
         return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy})
 
     def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return each example's cross-entropy (labels not smoothed) and whether it is right."""
-        images = self.data.eval_ops.on_device(batch["image"])
+        images, _ = self.data.eval_ops.on_device(batch["image"])
         logits = self.model.apply({"params": state.params}, images, train=False)
         targets = jax.nn.one_hot(batch["label"], self.data.num_classes)
         return {"loss": self._loss(logits, targets), "accuracy": jnp.argmax(logits, -1) == batch["label"]}

@@ -1,0 +1,83 @@
+"""Image operations: an ordered list in the config, as in ``decode_crop(224)|flip_lr|value_range(-1, 1)``.
+
+Host operations run in NumPy, OpenCV, Pillow and libjpeg-turbo on one image, u8[H, W, C]: `decode`,
+`geometry`, `augment`. The last ones of the list may be device operations (`device`), which run
+inside the jitted step on a batch. docs/data.md has a table of all.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from vit_jax_mixer import specs
+from vit_jax_mixer.data.images import geometry
+from vit_jax_mixer.data.images.augment import AUGMENT_OPS
+from vit_jax_mixer.data.images.decode import Encoded, HostOp, decode
+from vit_jax_mixer.data.images.device import DEVICE_OPS, DeviceOp, Images, Targets
+from vit_jax_mixer.errors import UserError
+
+HOST_OPS: Mapping[str, Callable[..., HostOp]] = {
+    "decode": decode,
+    "decode_crop": geometry.decode_crop,
+    "resize": geometry.resize,
+    "resize_small": geometry.resize_small,
+    "center_crop": geometry.center_crop,
+    "inception_crop": geometry.inception_crop,
+    "flip_lr": geometry.flip_lr,
+    "random_shift": geometry.random_shift,
+    **AUGMENT_OPS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """A parsed list of operations: ``ops(image, rng)`` on the host, ``ops.on_device(images)`` after."""
+
+    host: tuple[HostOp, ...]
+    device: tuple[DeviceOp, ...]
+
+    def __call__(self, image: Encoded, rng: np.random.Generator) -> np.ndarray:
+        """Map encoded bytes or u8[H, W, C] to u8[h, w, c]; all randomness comes from ``rng``."""
+        for op in self.host:
+            image = op(image, rng)
+        return np.asarray(image)
+
+    def on_device(
+        self, images: Images, targets: Targets = None, key: jax.Array | None = None
+    ) -> tuple[Images, Targets]:
+        """Map a batch to what the model reads and learns.
+
+        Args:
+            images: u8[B, h, w, c].
+            targets: f32[B, K], a distribution over the classes for each row; None in evaluation.
+            key: of the randomness; None in evaluation.
+
+        Returns:
+            f32[B, h, w, c] and the new targets.
+
+        Raises:
+            UserError: an operation for training alone, without targets or key.
+        """
+        for i, op in enumerate(self.device):
+            images, targets = op(images, targets, None if key is None else jax.random.fold_in(key, i))
+        return images, targets
+
+
+def parse(spec: str, where: str) -> Ops:
+    """Parse operations joined by ``|``.
+
+    Raises:
+        UserError: an operation or argument is not known, or a device operation is not last.
+    """
+    host, device = [], []
+    for part in spec.split("|"):
+        name = specs.parse(part, where)[0]
+        if name in DEVICE_OPS:
+            device.append(specs.build(DEVICE_OPS, part, where))
+        elif device:
+            raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
+        else:
+            host.append(specs.build({**HOST_OPS, **DEVICE_OPS}, part, where))
+    return Ops(tuple(host), tuple(device))

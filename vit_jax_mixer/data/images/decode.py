@@ -1,0 +1,162 @@
+"""From an encoded image to u8[H, W, C]: JPEG by libjpeg-turbo, all else by Pillow."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vit_jax_mixer import specs
+from vit_jax_mixer.errors import UserError
+
+Encoded = bytes | np.ndarray
+HostOp = Callable[[Any, np.random.Generator], np.ndarray]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # no other of Pillow's readers sees a user's file
+MAX_PIXELS = 2**26  # 67 million: more is taken for a decompression bomb, as a small file can promise any size
+
+# How to set an image upright, by its EXIF orientation (CIPA DC-008, section 4.6.4); 1 is upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+def decode(channels: int = 3) -> HostOp:
+    """Encoded bytes, or an array u8[H, W, 1|3], to u8[H, W, channels] (1 grey, 3 RGB), upright.
+
+    Transparency is dropped, 16 bits become 8, CMYK becomes RGB, of an animation the first frame is
+    taken, and the EXIF orientation is applied.
+    """
+    check_channels(channels)
+    return lambda image, rng: to_array(image, channels)
+
+
+def check_channels(channels: int) -> None:
+    """Raise a `UserError` unless ``channels`` is 1 or 3."""
+    specs.lookup({"1": "grey", "3": "RGB"}, str(channels), "channels")
+
+
+def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
+    """Return (height, width) as it is upright, from the header of a JPEG; None for anything else."""
+    if isinstance(image, np.ndarray) or image[:3] != b"\xff\xd8\xff":
+        return None
+    try:
+        height, width = (int(side) for side in simplejpeg.decode_jpeg_header(image)[:2])
+    except ValueError:
+        return None  # `to_array` says what is wrong with it
+    return (width, height) if _orientation_of_jpeg(image) >= 5 else (height, width)
+
+
+def to_array(image: Encoded, channels: int, reduce: int = 1) -> np.ndarray:
+    """Decode to u8[H, W, channels].
+
+    Args:
+        image: encoded bytes, or an array u8[H, W, 1|3].
+        channels: 1 (grey) or 3 (RGB).
+        reduce: 1, 2, 4 or 8: a JPEG may come back smaller by that factor (rounded up), which its
+            transform gives nearly for free. The shape of the result tells whether it did.
+
+    Raises:
+        UserError: it is no image of a known format, is damaged, or has too many pixels.
+    """
+    if isinstance(image, np.ndarray):
+        return image if image.shape[-1] == channels else _convert(_to_pillow(image), channels)
+    if image[:3] == b"\xff\xd8\xff" and (array := _decode_jpeg(image, channels, reduce)) is not None:
+        return _upright(array, _orientation_of_jpeg(image))
+    pillow = _open(image)
+    return _upright(_convert(pillow, channels), _orientation(pillow.getexif()))
+
+
+def _decode_jpeg(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
+    """Decode by libjpeg-turbo, as stored; None where Pillow must judge.
+
+    That is a file with a fault, which may be a harmless one, and one in CMYK.
+    """
+    try:
+        *shape, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = (int(side) for side in shape)
+        _check_pixels(height, width)
+        if colours not in ("YCbCr", "Gray", "RGB"):
+            return None
+        small = (-(-height // reduce), -(-width // reduce)) if reduce > 1 else (0, 0)
+        return simplejpeg.decode_jpeg(
+            data,
+            "RGB" if channels == 3 else "GRAY",
+            min_height=small[0],
+            min_width=small[1],
+            min_factor=reduce,
+        )
+    except UserError:
+        raise
+    except ValueError:
+        return None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Decode all of an image; a broken one is a `UserError` (the caller knows its name)."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_pixels(image.height, image.width)
+        image.load()
+        return image
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"it has more than the {MAX_PIXELS:,} pixels that are read; make it smaller.") from error
+    # Whatever a decoder says of bytes that anyone may have written: a broken PNG is a SyntaxError.
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = ("no " + ", ".join(FORMATS) if data else "it is empty") if unknown else error
+        raise UserError(f"it cannot be decoded as an image ({reason}); restore or remove it.") from error
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"it has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read; make it smaller."
+        )
+
+
+def _convert(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith("I"):  # grey of 16 bits
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((np.clip(values, 0, 65535) + 128) // 257).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # Pillow warns of a palette with several transparent colours
+    array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(array))
+
+
+def _orientation_of_jpeg(data: bytes) -> int:
+    exif = Image.Exif()
+    start = data.find(b"Exif\0\0", 0, 65536)  # few files have one, and it stands near the start
+    if start < 0:
+        return 1
+    try:
+        exif.load(data[start : start + 65536])
+    except Exception:  # whatever a camera wrote there: the pixels are what counts
+        return 1
+    return _orientation(exif)
+
+
+def _orientation(exif: Image.Exif) -> int:
+    try:
+        return int(exif.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as above
+        return 1
