@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vit_jax_mixer.data import images
-from vit_jax_mixer.data.images import geometry
+from vit_jax_mixer.data.images import decoding, geometry
 from vit_jax_mixer.errors import UserError
 
 
@@ -59,6 +59,19 @@ def test_jpegs_are_decoded_as_by_pillow():
         np.testing.assert_array_equal(run("decode(3)", data), pillow_array(data))
         grey = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
         assert difference(run("decode(1)", data)[..., 0], grey) < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_the_rows_that_are_asked_for_are_those_of_the_whole(options):
+    for original in real_jpegs():
+        data = encoded(Image.open(io.BytesIO(original)), "JPEG", **options)
+        whole = decoding.to_array(data, 3)
+        for rows in (1, 100, 201, 400, 426, 427):
+            part = decoding.to_array(data, 3, rows=rows)
+            np.testing.assert_array_equal(part[:rows], whole[:rows])
+            assert len(part) < rows + 64 or "progressive" in options
+            half = decoding.to_array(data, 3, reduce=2, rows=rows)
+            np.testing.assert_array_equal(half[: rows // 2], decoding.to_array(data, 3, reduce=2)[: rows // 2])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "JPEG"])
@@ -119,8 +132,9 @@ def test_a_broken_exif_leaves_the_pixels(photo):
 def test_a_truncated_image_is_refused_unless_no_pixel_is_missing(photo, kind):
     data = encoded(photo, kind)
     for end in np.linspace(0, len(data) - 40, 20).astype(int):
-        with pytest.raises(UserError, match="cannot be decoded"):
-            run("decode(3)", data[:end])
+        for spec in ("decode(3)", "decode_crop(8)"):
+            with pytest.raises(UserError, match="cannot be decoded"):
+                run(spec, data[:end])
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])

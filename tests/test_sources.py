@@ -1,8 +1,11 @@
 import gzip
-import importlib
 import io
+import pickle
 import struct
+import sys
+import tracemalloc
 
+import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,26 +42,6 @@ def test_the_embedded_digits_are_those_of_scikit_learn():
     assert sorted((int(e["label"]), *pixels(e["image"]).ravel().astype(int)) for e in examples) == expected
 
 
-def test_tfds_takes_a_slice_and_a_folder():
-    whole = open_source("tfds:sklearn_digits", "train")
-    half = open_source("tfds:sklearn_digits", "train[:50%]")
-    assert len(half.examples) == round(len(whole.examples) / 2)
-    folder = str(importlib.import_module("tensorflow_datasets").builder("sklearn_digits").data_dir)
-    again = open_source(f"tfds:{folder}", "train")
-    assert again.examples[3]["image"] == whole.examples[3]["image"]
-
-
-def test_an_image_folder_is_read_in_the_order_of_names(tmp_path):
-    for i, name in enumerate(["train/dog/b.png", "train/dog/a.png", "train/cat/x.PNG", "test/dog/y.png"]):
-        write_image(tmp_path / name, i)
-    train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
-    assert train.class_names == test.class_names == ("cat", "dog")
-    assert [train.examples[i]["label"] for i in range(3)] == [0, 1, 1]
-    assert [pixels(train.examples[i]["image"])[0, 0, 0] for i in range(3)] == [2, 1, 0]
-    assert test.examples[0]["label"] == 1
-    assert train.where(1) == str(tmp_path / "train/dog/a.png")
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_files_are_read_gzipped_or_not(tmp_path, suffix):
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
@@ -89,16 +72,53 @@ def test_a_broken_idx_file_is_named(tmp_path):
         read_idx(zipped)
 
 
+def test_an_idx_file_takes_no_more_memory_than_it_holds(tmp_path):
+    header = b"\0\0\x08\x03" + struct.pack(">3I", 1_000_000, 1000, 1000)  # a terabyte
+    (tmp_path / "huge").write_bytes(header + bytes(10))
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 5) + bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="holds 10 values, its header promises"):
+        read_idx(tmp_path / "huge")
+    with pytest.raises(UserError, match="holds more than 5 values"):
+        read_idx(tmp_path / "bomb.gz")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_idx_files_that_do_not_belong_together_are_named(tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((3, 4, 4)))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2))
+    with pytest.raises(UserError, match=r"holds 3 images, but .*train-labels-idx1-ubyte 2 labels"):
+        open_source(f"idx:{tmp_path}", "train")
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros((3, 1)))
+    with pytest.raises(UserError, match="labels have one size"):
+        open_source(f"idx:{tmp_path}", "train")
+
+
+def test_a_copy_of_an_idx_source_reads_the_files_itself(tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.ones((100, 28, 28)))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(100) % 10)
+    pickled = cloudpickle.dumps(open_source(f"idx:{tmp_path}", "train"))
+    assert len(pickled) < 5_000
+    copy = pickle.loads(pickled)
+    assert copy.examples[13]["label"] == 3
+    assert copy.examples[13]["image"].shape == (28, 28, 1)
+    assert copy.where(13) == f"{tmp_path}/train-images-idx3-ubyte, image 13"
+
+
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
         ("tdfs:cifar10", "train", "did you mean 'tfds'"),
         ("tfds:cifar01", "train", "has no dataset of that name; did you mean 'cifar10'"),
-        ("tfds:cifar10", "train", "is not prepared in .*tfds build cifar10 --file_format=array_record"),
+        ("tfds:cifar10", "train", "is not prepared in .*`python -m vit_jax_mixer.data tfds:cifar10 --build`"),
         ("tfds:sklearn_digits:9.9.9", "train", "cannot be opened"),
         ("tfds:sklearn digits", "train", "cannot be opened|has no dataset"),
         ("tfds:/nowhere", "train", "holds no dataset_info.json"),
         ("tfds:sklearn_digits", "tset", "has no split 'tset'; did you mean 'test'"),
+        ("tfds:sklearn_digits/blue", "train", "cannot be opened"),
+        ("manifest:/nowhere.csv", "train", "cannot read /nowhere.csv"),
+        ("manifest:/nowhere", "train", "is not a manifest"),
         ("folder:/nowhere", "train", "/nowhere is not a folder"),
         ("idx:/nowhere", "train", "/nowhere holds no train-images-idx3-ubyte"),
         ("idx:/nowhere", "validation", "has no split 'validation'.*Known: test, train"),
@@ -115,16 +135,14 @@ def test_a_name_like_no_other_does_not_list_a_thousand_datasets():
     assert str(error.value) == "tfds:qqqqqqqq: TFDS has no dataset of that name."
 
 
-def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path):
-    write_image(tmp_path / "train/cat/x.png")
-    (tmp_path / "train/dog").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/train/dog holds no image"):
-        open_source(f"folder:{tmp_path}", "train")
-    (tmp_path / "train/dog/notes.txt").touch()
-    with pytest.raises(UserError, match=r"notes.txt is not an image \(.jpg"):
-        open_source(f"folder:{tmp_path}", "train")
-    with pytest.raises(UserError, match="has no split 'test'"):
-        open_source(f"folder:{tmp_path}", "test")
-    write_image(tmp_path / "test/catt/x.png")
-    with pytest.raises(UserError, match="test/catt: the training split has no such class; did you mean 'cat'"):
-        open_source(f"folder:{tmp_path}", "test")
+@pytest.mark.parametrize(
+    ("package", "name", "message"),
+    [
+        ("datasets", "hf:cifar10", r"hf:cifar10 needs the package datasets: pip install 'vit_jax_mixer\[hf\]'"),
+        ("pyarrow", "manifest:x.parquet", r"x.parquet needs pyarrow to be read: pip install 'vit_jax_mixer\[hf\]'"),
+    ],
+)
+def test_a_missing_package_is_one_sentence(monkeypatch, package, name, message):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=message):
+        open_source(name, "train")

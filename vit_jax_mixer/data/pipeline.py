@@ -8,7 +8,7 @@ every ``P``-th position of that same slice. So there is no iterator state: resum
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -157,12 +157,14 @@ class Loader:
 
     def train_batches(
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
         order = train_order(dataset, seed=seed, batch_size=batch_size, share=self.share)
         return self._read(order[start:], dataset, on_skipped, *self.crew())
 
-    def eval_batches(self, dataset: Dataset, *, batch_size: int, on_skipped: OnSkipped = _ignore) -> Iterator[Batch]:
+    def eval_batches(
+        self, dataset: Dataset, *, batch_size: int, on_skipped: OnSkipped = _ignore
+    ) -> Generator[Batch, None, None]:
         """Iterate once over all examples in order; ``IS_EXAMPLE`` says which rows are not padding.
 
         The last batch is padded; so is a bad example's place, where such are skipped.
@@ -189,7 +191,7 @@ class Loader:
 
     def _read(
         self, batches: grain.MapDataset[Batch], dataset: Dataset, on_skipped: OnSkipped, workers: int, threads: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         ahead = max(threads, self.prefetch) if threads else 0
         read = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         if workers:

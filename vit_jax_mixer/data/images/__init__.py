@@ -1,6 +1,6 @@
 """Image operations: an ordered list in the config, as in ``decode_crop(224)|flip_lr|value_range(-1, 1)``.
 
-Host operations run in NumPy, OpenCV, Pillow and libjpeg-turbo on one image, u8[H, W, C]: `decode`,
+Host operations run in NumPy, OpenCV, Pillow and libjpeg-turbo on one image, u8[H, W, C]: `decoding`,
 `geometry`, `augment`. The last ones of the list may be device operations (`device`), which run
 inside the jitted step on a batch. docs/data.md has a table of all.
 """
@@ -8,13 +8,14 @@ inside the jitted step on a batch. docs/data.md has a table of all.
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import cv2
 import jax
 import numpy as np
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.images import geometry
 from vit_jax_mixer.data.images.augment import AUGMENT_OPS
-from vit_jax_mixer.data.images.decode import Encoded, HostOp, decode
+from vit_jax_mixer.data.images.decoding import Encoded, HostOp, decode
 from vit_jax_mixer.data.images.device import DEVICE_OPS, DeviceOp, Images, Targets
 from vit_jax_mixer.errors import UserError
 
@@ -40,6 +41,7 @@ class Ops:
 
     def __call__(self, image: Encoded, rng: np.random.Generator) -> np.ndarray:
         """Map encoded bytes or u8[H, W, C] to u8[h, w, c]; all randomness comes from ``rng``."""
+        cv2.setNumThreads(1)  # the loader's threads and processes share the cores already
         for op in self.host:
             image = op(image, rng)
         return np.asarray(image)

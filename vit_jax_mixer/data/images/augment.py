@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vit_jax_mixer.data.images import colour, warp
-from vit_jax_mixer.data.images.decode import HostOp
+from vit_jax_mixer.data.images.decoding import HostOp
 from vit_jax_mixer.data.images.policies import autoaugment, randaugment, timm_randaugment
 
 

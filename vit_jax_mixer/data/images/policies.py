@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.images import colour, warp
-from vit_jax_mixer.data.images.decode import HostOp
+from vit_jax_mixer.data.images.decoding import HostOp
 
 Transform = Callable[[np.ndarray, float, "Scale", np.random.Generator], np.ndarray]
 

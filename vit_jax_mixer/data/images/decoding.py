@@ -17,6 +17,7 @@ HostOp = Callable[[Any, np.random.Generator], np.ndarray]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # no other of Pillow's readers sees a user's file
 MAX_PIXELS = 2**26  # 67 million: more is taken for a decompression bomb, as a small file can promise any size
 
+_JPEG = b"\xff\xd8"
 # How to set an image upright, by its EXIF orientation (CIPA DC-008, section 4.6.4); 1 is upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -46,36 +47,45 @@ def check_channels(channels: int) -> None:
 
 def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
     """Return (height, width) as it is upright, from the header of a JPEG; None for anything else."""
-    if isinstance(image, np.ndarray) or image[:3] != b"\xff\xd8\xff":
+    if isinstance(image, np.ndarray) or image[:2] != _JPEG:
         return None
     try:
         height, width = (int(side) for side in simplejpeg.decode_jpeg_header(image)[:2])
     except ValueError:
         return None  # `to_array` says what is wrong with it
-    return (width, height) if _orientation_of_jpeg(image) >= 5 else (height, width)
+    return (width, height) if _jpeg_header(image)[0] >= 5 else (height, width)
 
 
-def to_array(image: Encoded, channels: int, reduce: int = 1) -> np.ndarray:
+def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray:
     """Decode to u8[H, W, channels].
 
     Args:
         image: encoded bytes, or an array u8[H, W, 1|3].
         channels: 1 (grey) or 3 (RGB).
         reduce: 1, 2, 4 or 8: a JPEG may come back smaller by that factor (rounded up), which its
-            transform gives nearly for free. The shape of the result tells whether it did.
+            transform gives nearly for free. The width of the result tells whether it did.
+        rows: how many rows are needed, from the top and before any reduction; of a JPEG, no more
+            than these and a few others may come back.
 
     Raises:
         UserError: it is no image of a known format, is damaged, or has too many pixels.
     """
     if isinstance(image, np.ndarray):
         return image if image.shape[-1] == channels else _convert(_to_pillow(image), channels)
-    if image[:3] == b"\xff\xd8\xff" and (array := _decode_jpeg(image, channels, reduce)) is not None:
-        return _upright(array, _orientation_of_jpeg(image))
+    if image[:2] == _JPEG:
+        orientation, sequential = _jpeg_header(image)
+        cut = sequential if rows is not None and orientation == 1 else None
+        array = (
+            None if cut is None else _decode_jpeg(_with_height(image, cut, rows or 1), channels, reduce, strict=False)
+        )
+        array = _decode_jpeg(image, channels, reduce) if array is None else array
+        if array is not None:
+            return _upright(array, orientation)
     pillow = _open(image)
     return _upright(_convert(pillow, channels), _orientation(pillow.getexif()))
 
 
-def _decode_jpeg(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, channels: int, reduce: int, strict: bool = True) -> np.ndarray | None:
     """Decode by libjpeg-turbo, as stored; None where Pillow must judge.
 
     That is a file with a fault, which may be a harmless one, and one in CMYK.
@@ -93,11 +103,40 @@ def _decode_jpeg(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
             min_height=small[0],
             min_width=small[1],
             min_factor=reduce,
+            strict=strict,
         )
     except UserError:
         raise
     except ValueError:
         return None
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int | None]:
+    """Return a JPEG's orientation, and where its frame header stands if its rows come one after the other.
+
+    That is the offset of an SOF0 or SOF1 segment (ITU-T T.81, B.2.2) of a file that ends as it
+    should; None for a progressive or a cut one.
+    """
+    orientation, place = 1, 2
+    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = _orientation_in(data[place + 4 : place + 2 + length])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            sequential = marker in (0xC0, 0xC1) and data.endswith(b"\xff\xd9")
+            return orientation, place if sequential else None
+        place += 2 + length
+    return orientation, None
+
+
+def _with_height(data: bytes, frame: int, rows: int) -> bytes:
+    """Return a JPEG whose header promises that many rows, so that the decoder stops there.
+
+    And some more: colours are interpolated from the rows below, which come in blocks of up to 32.
+    """
+    height = int.from_bytes(data[frame + 5 : frame + 7], "big")
+    least = min(-(-rows // 32) * 32 + 32, height)
+    return b"".join((data[: frame + 5], least.to_bytes(2, "big"), data[frame + 7 :]))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -143,13 +182,10 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(array))
 
 
-def _orientation_of_jpeg(data: bytes) -> int:
+def _orientation_in(data: bytes) -> int:
     exif = Image.Exif()
-    start = data.find(b"Exif\0\0", 0, 65536)  # few files have one, and it stands near the start
-    if start < 0:
-        return 1
     try:
-        exif.load(data[start : start + 65536])
+        exif.load(data)
     except Exception:  # whatever a camera wrote there: the pixels are what counts
         return 1
     return _orientation(exif)

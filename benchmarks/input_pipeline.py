@@ -1,0 +1,191 @@
+"""Images per second from JPEG files to training batches of 224 x 224, beside tf.data and bare decoding.
+
+python -m benchmarks.input_pipeline DIR [--make=2000] [--rounds=3] [--seconds=6] [--only=NAME,...]
+
+DIR holds CLASS/x.jpg. With --make, that many photographs of 500 x 375 pixels are written there
+first, cut from the two that scikit-learn ships. The contestants run in turn, each in a process of
+its own; the figure is the median of the rounds. `pip install -e '.[benchmarks]'` brings TensorFlow,
+without which its lines are left out.
+"""
+
+import importlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageEnhance
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.data import images
+from vit_jax_mixer.data.images.decoding import to_array
+from vit_jax_mixer.data.pipeline import Dataset, Loader, Share
+from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.errors import UserError
+
+_MAKE = flags.DEFINE_integer("make", 0, "Photographs to write to DIR first.", lower_bound=0)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each contestant runs.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 6, "Time of each.", lower_bound=0.1)
+_ONLY = flags.DEFINE_list("only", [], "Contestants; all if not given.")
+_CHILD = flags.DEFINE_bool("child", False, "Run the one contestant here, and print its rate alone.")
+
+BATCH = 128
+SIZE = 224
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print the table."""
+    if len(argv) != 2:
+        raise UserError("name one folder, as in `python -m benchmarks.input_pipeline /tmp/photos --make=2000`.")
+    folder = Path(argv[1])
+    if _MAKE.value:
+        make_photographs(folder, _MAKE.value)
+    known = [n for n in CONTESTANTS if not n.startswith("tf.data") or importlib.util.find_spec("tensorflow")]
+    names = _ONLY.value or known
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only: {name!r} is not there; there are {', '.join(known)}.")
+    if _CHILD.value:
+        print(rate(CONTESTANTS[names[0]](folder), _SECONDS.value))
+        return
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_ROUNDS.value):
+        for name in names:
+            rates[name].append(in_a_child(folder, name))
+    table(rates)
+
+
+def table(rates: dict[str, list[float]]) -> None:
+    """Print the medians, and their ratios to tf.data and to decoding on all cores."""
+    cores = len(os.sched_getaffinity(0))
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    rivals = [medians[name] for name in medians if name.startswith("tf.data")]
+    limit = medians.get("decode in one thread", float("nan")) * cores
+    print(f"{'':<28}{'images/s':>9}{'of tf.data':>12}{'of decode x ' + str(cores):>14}   all rounds")
+    for name, value in medians.items():
+        ratio = f"{value / rivals[0]:.2f}" if rivals else "-"
+        rounds = ", ".join(f"{r:,.0f}" for r in rates[name])
+        print(f"{name:<28}{value:>9,.0f}{ratio:>12}{value / limit:>14.2f}   {rounds}")
+
+
+def in_a_child(folder: Path, name: str) -> float:
+    """Return the rate of a contestant that has a process to itself."""
+    line = [sys.executable, "-m", "benchmarks.input_pipeline", str(folder), f"--only={name}", "--child"]
+    found = subprocess.run([*line, f"--seconds={_SECONDS.value}"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UserError(f"{name} failed: {found.stderr.strip().splitlines()[-1]}")
+    return float(found.stdout.splitlines()[-1])
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Return images per second of an iterator of batch sizes, after a warm-up of a third of the time."""
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds / 3:
+        next(batches)
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        count += next(batches)
+    return count / (time.perf_counter() - begun)
+
+
+# --- The contestants: each yields the sizes of its batches --------------------------------------------
+
+
+def decode_only(folder: Path) -> Iterator[int]:
+    """The limit: read and decode by libjpeg-turbo, in one thread."""
+    source = open_source(f"folder:{folder}", "all")
+    while True:
+        for i in range(len(source.examples)):
+            to_array(source.examples[i]["image"], 3)
+            yield 1
+
+
+def ours(ops: str, workers: int, threads: int = -1) -> Callable[[Path], Iterator[int]]:
+    """Return the project's pipeline with these operations."""
+
+    def contestant(folder: Path) -> Iterator[int]:
+        source, parsed = open_source(f"folder:{folder}", "all"), images.parse(ops, "ops")
+        transform = lambda example, rng: {"image": parsed(example["image"], rng), "label": np.int32(example["label"])}
+        loader = Loader(workers, threads, prefetch=2, share=Share(0, 1))
+        with closing(loader.train_batches(Dataset(source, transform), seed=0, batch_size=BATCH, start=0)) as batches:
+            for batch in batches:
+                yield len(batch["image"])
+
+    return contestant
+
+
+def tf_data(fused: bool) -> Callable[[Path], Iterator[int]]:
+    """Return a tf.data pipeline: decode, sampled crop, resize, flip, normalise, one-hot, AUTOTUNE."""
+
+    def contestant(folder: Path) -> Iterator[int]:
+        tf = importlib.import_module("tensorflow")
+
+        paths = [str(path) for path in sorted(folder.glob("*/*.jpg"))]
+        classes = sorted({Path(path).parent.name for path in paths})
+        labels = [classes.index(Path(path).parent.name) for path in paths]
+
+        def example(path, label):
+            data = tf.io.read_file(path)
+            shape = tf.io.extract_jpeg_shape(data)
+            begin, size, _ = tf.image.sample_distorted_bounding_box(
+                shape,
+                tf.zeros([0, 0, 4], tf.float32),
+                area_range=(0.05, 1.0),
+                min_object_covered=0,
+                use_image_if_no_bounding_boxes=True,
+            )
+            if fused:
+                box = tf.stack([begin[0], begin[1], size[0], size[1]])
+                image = tf.image.decode_and_crop_jpeg(data, box, channels=3)
+            else:
+                image = tf.slice(tf.image.decode_jpeg(data, channels=3), begin, size)
+            image = tf.image.random_flip_left_right(tf.image.resize(image, [SIZE, SIZE]))
+            return image / 127.5 - 1, tf.one_hot(label, len(classes))
+
+        data = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(paths)).repeat()
+        data = data.map(example, tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+        for batch, _ in data:
+            yield len(batch)
+
+    return contestant
+
+
+QUICK, EXACT = f"decode_crop({SIZE})|flip_lr", f"decode(3)|inception_crop({SIZE})|flip_lr"
+CONTESTANTS: dict[str, Callable[[Path], Iterator[int]]] = {
+    "tf.data": tf_data(fused=False),
+    "tf.data fused crop": tf_data(fused=True),
+    "decode in one thread": decode_only,
+    "decode_crop threads": ours(QUICK, workers=0),
+    "decode_crop 2 workers": ours(QUICK, workers=2, threads=2),
+    "exact filter threads": ours(EXACT, workers=0),
+}
+
+
+def make_photographs(folder: Path, count: int) -> None:
+    """Write photographs of 500 x 375 pixels, 70 KiB each: random parts of real ones, at random brightness."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(image) for image in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        height = int(photo.height * rng.uniform(0.88, 1.0))
+        width = height * 4 // 3
+        left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
+        part = photo.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        data = io.BytesIO()
+        ImageEnhance.Brightness(part).enhance(rng.uniform(0.7, 1.3)).save(data, "JPEG", quality=95)
+        path = folder / f"class{i % len(photos)}" / f"{i:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.getvalue())
+
+
+if __name__ == "__main__":
+    cli.run(main)

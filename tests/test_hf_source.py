@@ -1,0 +1,189 @@
+import io
+import pickle
+
+import cloudpickle
+import datasets
+import huggingface_hub.constants
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.test_sources import pixels
+from vit_jax_mixer.data.sources import open_source, open_splits
+from vit_jax_mixer.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """Keep the caches of Hugging Face in the test's folder, and the network away."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (value, 0, 255)).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(labels, image="img", label="label", features=None):
+    columns = {image: [{"bytes": png(i), "path": None} for i in range(len(labels))], label: labels}
+    features = {image: datasets.Image(), label: datasets.Value("int64"), **(features or {})}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+CLASSES = {"label": datasets.ClassLabel(names=["cat", "dog", "emu"])}
+
+
+def check(source, labels, first=0):
+    assert [source.examples[i]["label"] for i in range(len(source.examples))] == labels
+    assert [pixels(source.examples[i]["image"])[0, 0, 0] for i in range(len(labels))] == [
+        first + i for i in range(len(labels))
+    ]
+
+
+def failure(name, split="train"):
+    with pytest.raises(UserError) as error:
+        open_source(name, split)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    whole = table([0, 2, 1, 1], features=CLASSES)
+    whole.save_to_disk(tmp_path / "one")
+    parts = datasets.DatasetDict(train=whole, test=whole.select([2, 3]))
+    parts.save_to_disk(tmp_path / "parts")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    source = open_source(f"hf:{tmp_path}/one", "train")
+    assert source.class_names == ("cat", "dog", "emu")
+    check(source, [0, 2, 1, 1])
+    check(open_source(f"hf:{tmp_path}/parts", "train[1:3]"), [2, 1], first=1)
+    check(open_source(f"hf:{tmp_path}/parts", "test"), [1, 1], first=2)
+    assert source.where(1) == f"hf:{tmp_path}/one, split train, row 1"
+    assert before == sorted(path.name for path in tmp_path.rglob("*"))  # nothing is written there
+    assert "has no split 'tset'; did you mean 'test'" in failure(f"hf:{tmp_path}/parts", "tset")
+
+
+def test_parquet_files_give_splits_by_their_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    table([0, 2, 1], features=CLASSES).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+    table([1], features=CLASSES).to_parquet(tmp_path / "data/test.parquet")
+    splits = open_splits(f"hf:{tmp_path}/data")
+    assert set(splits) == {"train", "test"}
+    check(splits["train"](), [0, 2, 1])
+    check(splits["test"](), [1])
+    assert splits["test"]().class_names == ("cat", "dog", "emu")
+    file = open_splits(f"hf:{tmp_path}/data/test.parquet")
+    assert set(file) == {"train"}
+    check(file["train"](), [1])
+    assert len(list((tmp_path / "data").iterdir())) == 2
+
+
+def test_bytes_of_parquet_files_without_features_are_images(tmp_path):
+    images = [png(i) for i in range(3)]
+    for name, column in (("image", images), ("img", [{"bytes": data, "path": None} for data in images])):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({name: column, "labels": ["dog", "cat", "dog"], "other": [1, 2, 3]}), path)
+        source = open_source(f"hf:{path}", "train")
+        assert source.class_names == ("cat", "dog")
+        check(source, [1, 0, 1])
+
+
+def test_images_may_be_files(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(0))
+    paths = [str(tmp_path / "x.png"), str(tmp_path / "y.png"), None]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 1]}), tmp_path / "data.parquet")
+    source = open_source(f"hf:{tmp_path}/data.parquet", "train")
+    assert pixels(source.examples[0]["image"])[0, 0, 0] == 0
+    with pytest.raises(UserError, match=r"cannot read .*y.png of .*row 1 \(No such file"):
+        source.examples[1]
+    with pytest.raises(UserError, match="row 2 has no image"):
+        source.examples[2]
+
+
+def test_labels_without_names_take_the_classes_of_training(tmp_path):
+    parts = datasets.DatasetDict(train=table([0, 4, 1]), test=table([2]))
+    parts.save_to_disk(tmp_path / "numbers")
+    assert open_source(f"hf:{tmp_path}/numbers", "test").class_names == tuple("01234")
+    text = {"label": datasets.Value("string")}
+    parts = datasets.DatasetDict(train=table(["b", "a"], features=text), test=table(["b"], features=text))
+    parts.save_to_disk(tmp_path / "text")
+    assert open_source(f"hf:{tmp_path}/text", "test").class_names == ("a", "b")
+    check(open_source(f"hf:{tmp_path}/text", "test"), [1])
+
+
+def test_rows_that_were_selected_keep_their_labels(tmp_path):
+    whole = table([0, 2, 1, 1], features=CLASSES)
+    whole.select([3, 1, 0]).save_to_disk(tmp_path / "data")
+    source = open_source(f"hf:{tmp_path}/data", "train")
+    assert [source.examples[i]["label"] for i in range(3)] == [1, 2, 0]
+    assert [pixels(source.examples[i]["image"])[0, 0, 0] for i in range(3)] == [3, 1, 0]
+
+
+def test_a_copy_is_small_and_reads_the_same(tmp_path):
+    table([i % 3 for i in range(200)], features=CLASSES).save_to_disk(tmp_path / "data")
+    source = open_source(f"hf:{tmp_path}/data", "train")
+    pickled = cloudpickle.dumps(source)
+    assert len(pickled) < 5_000
+    copy = pickle.loads(pickled)
+    assert [copy.examples[i] for i in (0, 7, -1)] == [source.examples[i] for i in (0, 7, 199)]
+    with pytest.raises(IndexError):
+        copy.examples[200]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": [1]}, "has no column for an image .*It has a: int64"),
+        ({"image": [b"x"]}, "has no column for a label .*It has image: binary"),
+        ({"image": [b"x"], "img": [b"y"], "label": [1]}, "has several columns for an image"),
+        ({"image": ["x"], "label": [1]}, "has no column for an image .*image: string, label: int64"),
+        ({"image": [b"x"], "label": [0.5]}, "has no column for a label .*label: float64"),
+        ({"image": [b"x"], "label": [1], "labels": [1]}, "has several columns for a label"),
+        ({"image": [b"x", b"y"], "label": [1, None]}, "column label is empty in 1 rows"),
+        ({"image": [b"x"], "label": [-1]}, "column label has the label -1, which is none of the 1 classes"),
+        ({"image": [b"x"], "label": [10**12]}, "has the label 1000000000000; number the classes from 0"),
+    ],
+)
+def test_columns_that_do_not_fit_are_one_sentence(tmp_path, columns, message):
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        open_source(f"hf:{tmp_path}/data", "train")
+
+
+def test_labels_that_training_lacks_are_named(tmp_path):
+    text = {"label": datasets.Value("string")}
+    parts = datasets.DatasetDict(train=table(["dog", "cat"], features=text), test=table(["catt"], features=text))
+    parts.save_to_disk(tmp_path / "data")
+    assert "label 'catt', which is none of the 2 classes; did you mean 'cat'" in failure(f"hf:{tmp_path}/data", "test")
+    hidden = table([-1, -1], features=CLASSES)
+    hidden.save_to_disk(tmp_path / "hidden")
+    assert "has the label -1, which is none of the 3 classes" in failure(f"hf:{tmp_path}/hidden")
+
+
+def test_a_place_that_is_not_there_is_one_sentence(tmp_path):
+    assert "cannot be opened (Couldn't reach 'user/name' on the Hub" in failure("hf:user/name:config")
+    assert "is not of the form NAME, USER/NAME" in failure("hf:a/b/c")
+    assert f"{tmp_path}/none holds neither" in failure(f"hf:{tmp_path}/none")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    assert "cannot be opened" in failure(f"hf:{tmp_path}/bad.parquet")
+    (tmp_path / "state.json").write_text("{}")
+    assert "cannot be opened" in failure(f"hf:{tmp_path}")
+
+
+def test_many_threads_may_read(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    table([i % 3 for i in range(100)], features=CLASSES).save_to_disk(tmp_path / "data")
+    source = open_source(f"hf:{tmp_path}/data", "train")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(source.examples.__getitem__, list(range(100)) * 5))
+    assert [int(pixels(e["image"])[0, 0, 0]) for e in found] == list(range(100)) * 5
+    np.testing.assert_array_equal([e["label"] for e in found], [i % 3 for i in range(100)] * 5)

@@ -1,0 +1,132 @@
+import dataclasses
+import importlib
+import pickle
+
+import cloudpickle
+import pytest
+
+from vit_jax_mixer.data.sources import Source, open_source
+from vit_jax_mixer.data.sources.slices import open_expression
+from vit_jax_mixer.errors import UserError
+
+BOUNDS = ["", "0", "1", "7", "-1", "-7", "100", "-100", "1437", "-1437", "1438"]
+PERCENTS = ["", "0%", "1%", "33%", "50%", "98%", "99.5%", "100%", "-2%", "-10%", "-100%", "12.345%", "101%", "-101%"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Examples that are their own index, named by the split."""
+
+    split: str
+    length: int
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return f"{self.split} {range(self.length)[index]}"
+
+
+def splits(**lengths):
+    def opener(split):
+        return lambda: Source(Numbers(split, lengths[split]), ("cat", "dog"), lambda i: f"here {split} {i}")
+
+    return {split: opener(split) for split in lengths}
+
+
+def items(source):
+    return [source.examples[i] for i in range(len(source.examples))]
+
+
+def by_tfds(expression, lengths):
+    """Return what TFDS reads of shardless splits, or None where it refuses."""
+    core = importlib.import_module("tensorflow_datasets").core
+    infos = {name: core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0) for name, length in lengths.items()}
+    try:
+        parts = core.ReadInstruction.from_spec(expression).to_absolute(infos)
+    except ValueError:
+        return None
+    ranges = [(p.splitname, range(p.from_ or 0, lengths[p.splitname] if p.to is None else p.to)) for p in parts]
+    return [f"{split} {i}" for split, indices in ranges for i in indices]
+
+
+@pytest.mark.parametrize("bounds", [BOUNDS, PERCENTS])
+def test_slices_are_those_of_tfds(bounds):
+    compared = 0
+    for length in (1, 7, 150, 1437):
+        for start in bounds:
+            for stop in bounds:
+                if not start and not stop:  # which we read as the whole, and TFDS refuses
+                    continue
+                expression = f"train[{start}:{stop}]"
+                expected = by_tfds(expression, {"train": length})
+                try:
+                    found = items(open_expression(splits(train=length), expression, "x"))
+                except UserError:
+                    found = None
+                assert found == expected, (expression, length)
+                compared += expected is not None
+    assert compared > 100
+
+
+@pytest.mark.parametrize("expression", ["train", "train+test", "test[:2] + train[-10%:]", "train[:3]+train[3:]"])
+def test_sums_are_those_of_tfds(expression):
+    lengths = {"train": 35, "test": 4}
+    assert items(open_expression(splits(**lengths), expression, "x")) == by_tfds(expression, lengths)
+
+
+def test_a_slice_of_a_prepared_dataset_holds_what_tfds_reads():
+    tfds = importlib.import_module("tensorflow_datasets")
+    open_source("tfds:sklearn_digits", "train")
+    builder = tfds.builder("sklearn_digits")
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for expression in ("train[:98%]", "train[-33%:]", "test[5:9]+train[10:20]"):
+        expected = builder.as_data_source(expression, decoders=decoders)
+        found = open_source("tfds:sklearn_digits", expression).examples
+        assert len(found) == len(expected) == builder.info.splits[expression].num_examples
+        assert [found[i] for i in (0, len(found) - 1)] == [expected[i] for i in (0, len(found) - 1)]
+
+
+def test_a_slice_keeps_classes_and_says_where_its_examples_are():
+    source = open_expression(splits(train=10, test=5), "train[4:6]+test[-1:]", "x")
+    assert source.class_names == ("cat", "dog")
+    assert [source.where(i) for i in range(3)] == ["here train 4", "here train 5", "here test 4"]
+    assert source.examples[-1] == "test 4"
+    with pytest.raises(IndexError):
+        source.examples[3]
+    copy = pickle.loads(cloudpickle.dumps(source))
+    assert items(copy) == items(source)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("tset", r"x has no split 'tset'; did you mean 'test'\? Known: test, train"),
+        ("all[:90%]", "x has no split 'all'. Known: test, train"),
+        ("train[:50%]+tset", "has no split 'tset'"),
+        ("train[:5O%]", r"train\[:5O%\] has the bound '5O%'; it must be a number of examples or a percentage"),
+        ("train[0.5:]", "has the bound '0.5'"),
+        ("train[10:50%]", "has one bound in per cent and one in examples"),
+        ("train[:11]", "reaches beyond the split's 10 examples"),
+        ("train[:110%]", "reaches beyond the split's 10 examples"),
+        ("train[5]", "is not of the form train"),
+        ("train[", "is not of the form train"),
+        ("train[:1:2]", "is not of the form train"),
+        ("train+", "is not of the form train"),
+        ("", "is not of the form train"),
+    ],
+)
+def test_a_bad_split_is_one_sentence(expression, message):
+    with pytest.raises(UserError, match=message):
+        open_expression(splits(train=10, test=10), expression, "x")
+
+
+def test_a_slice_may_not_be_empty():
+    with pytest.raises(UserError, match=r"split 'test\[5:5\]', holds no example; name another split"):
+        open_source("tfds:sklearn_digits", "test[5:5]")
+
+
+def test_splits_of_other_classes_are_not_joined():
+    mixed = {**splits(train=3), "test": lambda: Source(Numbers("test", 3), ("cat",), str)}
+    with pytest.raises(UserError, match="have different classes"):
+        open_expression(mixed, "train+test", "x")

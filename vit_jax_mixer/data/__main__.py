@@ -1,0 +1,84 @@
+"""Look into a dataset: `python -m vit_jax_mixer.data SOURCE`, as folder:photos or tfds:cifar10.
+
+It prints the splits, classes, image sizes and the decoding speed, and draws a contact sheet of
+augmented examples. With --check it reads everything, with --profile it times the pipeline.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.errors import UserError
+
+_SPLIT = flags.DEFINE_string("split", None, "What to look at, as train[:10%]; the first split if not given.")
+_OPS = flags.DEFINE_string(
+    "ops", "decode_crop(224)|flip_lr", "Image operations, for the contact sheet and the profile; see docs/data.md."
+)
+_SHEET = flags.DEFINE_string("sheet", "contact_sheet.png", "Where the contact sheet is written; '' for none.")
+_SAMPLES = flags.DEFINE_integer("samples", 200, "How many examples are looked at.", lower_bound=1)
+_CHECK = flags.DEFINE_bool("check", False, "Read and decode everything: count labels, name what is bad.")
+_BUILD = flags.DEFINE_bool("build", False, "Prepare a TFDS dataset first, in a process of its own.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Say where the time of the pipeline goes.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.")
+_THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.")
+
+
+def main(argv: list[str]) -> None:
+    """Describe the dataset that is named."""
+    if len(argv) != 2:
+        raise UserError("name one dataset, as in `python -m vit_jax_mixer.data folder:photos`.")
+    # Imported here, so that a typo in a flag is answered before JAX is loaded.
+    from vit_jax_mixer.data import describe, images, profiling
+    from vit_jax_mixer.data.pipeline import Loader
+    from vit_jax_mixer.data.sources import open_source, open_splits
+    from vit_jax_mixer.data.sources.tfds import build
+
+    name = argv[1]
+    ops = images.parse(_OPS.value, "--ops")
+    loader = Loader(_WORKERS.value, _THREADS.value, prefetch=2)
+    if _BUILD.value:
+        if not name.startswith("tfds:"):
+            raise UserError(f"--build prepares datasets of TFDS, named tfds:NAME; {name} is none.")
+        build(name.removeprefix("tfds:"))
+    splits = open_splits(name)
+    print(f"{name}: splits {', '.join(splits)}")
+    for split in splits:
+        source = open_source(name, split)
+        classes = f", {len(source.class_names)} classes" if source.class_names else ""
+        print(f"  {split}: {len(source.examples):,} examples{classes}")
+    split = _SPLIT.value or next(iter(splits))
+    source = open_source(name, split)
+    print(f"looking at {split}: {len(source.examples):,} examples, classes {describe.names(source.class_names)}")
+    for line in describe.sizes(source, _SAMPLES.value):
+        print(line)
+    if _SHEET.value:
+        describe.contact_sheet(source, ops, Path(_SHEET.value))
+        print(f"contact sheet: {_SHEET.value}, each row an example and five views by {_OPS.value}")
+    if _PROFILE.value:
+        for line in profiling.report(source, _OPS.value, ops, loader, _BATCH_SIZE.value, _SAMPLES.value):
+            print(line)
+    if _CHECK.value:
+        _check(source)
+
+
+def _check(source) -> None:
+    from vit_jax_mixer.data import describe
+
+    labels, bad = describe.check(source, threads=(os.cpu_count() or 1) + 1)
+    for label, count in sorted(labels.items()):
+        name = source.class_names[label] if label < len(source.class_names) else "no such class"
+        print(f"  label {label} ({name}): {count:,}")
+    for line in bad:
+        print(f"  bad: {line}")
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(source.examples)} examples are bad; mend them, or set on_bad_example='skip'."
+        )
+    print(f"all {len(source.examples):,} examples can be read.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

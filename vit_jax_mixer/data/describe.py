@@ -1,0 +1,110 @@
+"""What is in a dataset: sizes and formats of its images, a picture of them, and which are bad."""
+
+import collections
+import concurrent.futures
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vit_jax_mixer.data import images
+from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.errors import UserError
+
+_DECODE = images.parse("decode(3)", "decode")
+
+
+def names(words: tuple[str, ...], shown: int = 8) -> str:
+    """Return the first few of many names."""
+    more = f", ... ({len(words)} in all)" if len(words) > shown else ""
+    return ", ".join(words[:shown]) + more
+
+
+def sample(source: Source, count: int) -> np.ndarray:
+    """Return the indices of at most ``count`` examples, spread over the source."""
+    return np.unique(np.linspace(0, len(source.examples) - 1, count).astype(int))
+
+
+def sizes(source: Source, count: int) -> Iterator[str]:
+    """Yield lines on the formats, sizes and decoding speed of a sample; bad examples are named."""
+    kinds, shapes, encoded, bad = collections.Counter(), [], [], []
+    reading = decoding = 0.0
+    for index in sample(source, count):
+        try:
+            begun = time.perf_counter()
+            image = source.examples[int(index)]["image"]
+            read = time.perf_counter()
+            pixels = _DECODE(image, np.random.default_rng(0))
+            decoding += time.perf_counter() - read
+        except UserError as error:
+            bad.append(f"{source.where(int(index))}: {error}")
+            continue
+        reading += read - begun
+        shapes.append(pixels.shape[:2])
+        kinds[_kind(image)] += 1
+        encoded.append(len(image) if isinstance(image, bytes) else image.nbytes)
+    if shapes:
+        areas = sorted(shapes, key=lambda shape: shape[0] * shape[1])
+        least, median, most = ("{1} x {0}".format(*areas[i]) for i in (0, len(areas) // 2, -1))
+        yield f"images, {len(shapes)} looked at: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        yield f"  width x height: {least} the smallest, {median} the median, {most} the largest"
+        yield f"  {np.mean(encoded) / 1024:,.1f} KiB each as stored, {reading / len(shapes) * 1e6:,.0f} µs to read"
+        yield f"  {decoding / len(shapes) * 1e6:,.0f} µs to decode: {len(shapes) / decoding:,.0f} images/s on one core"
+    for line in bad:
+        yield f"  bad: {line}"
+
+
+def _kind(image: images.Encoded) -> str:
+    if isinstance(image, np.ndarray):
+        return f"array of {image.shape[-1]} channel(s)"
+    header = Image.open(io.BytesIO(image))  # reads no more than the header
+    return f"{header.format} {header.mode}"
+
+
+def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, views: int = 5, side: int = 128) -> None:
+    """Draw a row for each of a few examples: as it is, then augmented ``views`` times; save as PNG.
+
+    Raises:
+        UserError: an example or operation fails, or the file cannot be written.
+    """
+    indices = sample(source, rows)
+    sheet = Image.new("RGB", ((views + 1) * (side + 4) + 4, len(indices) * (side + 18) + 4), "white")
+    draw = ImageDraw.Draw(sheet)
+    transform = lambda example, rng: {"plain": _DECODE(example["image"], rng), "image": ops(example["image"], rng)}
+    dataset = Dataset(source, transform)
+    for row, index in enumerate(indices):
+        y = 4 + row * (side + 18)
+        seen = [dataset.get(int(index), np.random.default_rng((index, view))) for view in range(views)]
+        for column, pixels in enumerate([seen[0]["plain"], *(view["image"] for view in seen)]):
+            tile = Image.fromarray(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels)
+            scale = side / max(tile.size)
+            # Enlarged, the pixels stay visible.
+            method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+            tile = tile.resize([max(round(edge * scale), 1) for edge in tile.size], method)
+            sheet.paste(tile, (4 + column * (side + 4), y + 14))
+        label = source.examples[int(index)].get("label")
+        name = source.class_names[label] if label is not None and label < len(source.class_names) else f"label {label}"
+        draw.text((4, y), f"{name}  -  {Path(source.where(int(index))).name}"[:110], fill="black")
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write the contact sheet {path} ({error.strerror}); choose another --sheet.") from error
+
+
+def check(source: Source, threads: int) -> tuple[collections.Counter[int], list[str]]:
+    """Read and decode every example; return how often each label occurs, and a sentence for each bad one."""
+    dataset = Dataset(source, lambda example, rng: {"label": example["label"], "image": _DECODE(example["image"], rng)})
+
+    def label_of(index: int) -> int | str:
+        try:
+            return int(dataset.get(index, np.random.default_rng(0))["label"])
+        except UserError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(label_of, range(len(dataset))))
+    return collections.Counter(x for x in found if isinstance(x, int)), [x for x in found if isinstance(x, str)]
