@@ -36,7 +36,7 @@ def get_config() -> Any:
     config.data.train = "train"  # split for training, or a part of it, as train[:98%]
     config.data.eval = "validation"  # split for evaluation; names its metrics, as test/accuracy
     # What is done to an image for training, in this order; value_range is what the model reads.
-    config.data.train_ops = "decode(3)|inception_crop(224)|flip_lr|value_range(-1, 1)"
+    config.data.train_ops = "decode_crop(224)|flip_lr|value_range(-1, 1)"
     # The same for evaluation.
     config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
 

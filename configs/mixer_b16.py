@@ -2,10 +2,10 @@
 
     python -m vit_jax_mixer.main --config=configs/mixer_b16.py:cifar10 --config.init_from=Mixer-B_16.npz
 
-The argument is cifar10 (the default), cifar100 or imagenet2012. The dataset must be prepared as
-ArrayRecord (`tfds build cifar10 --file_format=array_record`). Without ``init_from`` it trains
-from scratch. Original figures for CIFAR-10: 96.72 % from ImageNet weights, 96.82 % from
-ImageNet-21k weights (the published logs of the original code; not yet repeated here).
+The argument is cifar10 (the default), cifar100 or imagenet2012. The dataset must be prepared
+(`python -m vit_jax_mixer.data tfds:cifar10 --build`). Without ``init_from`` it trains from scratch.
+Original figures for CIFAR-10: 96.72 % from ImageNet weights, 96.82 % from ImageNet-21k weights (the
+published logs of the original code; not yet repeated here).
 Made for 8 TPU cores; on one GPU, add --config.accum_steps=8.
 """
 
@@ -22,7 +22,6 @@ def get_config(dataset: str = "cifar10"):
     config.model.name = "Mixer-B/16"
     config.data.source = f"tfds:{dataset}"
     config.data.eval = EVAL_SPLITS[dataset]
-    config.data.train_ops = "decode(3)|inception_crop(224)|flip_lr|value_range(-1, 1)"
     config.data.eval_ops = "decode(3)|resize(224)|value_range(-1, 1)"
     config.checkpoint.best = f"{config.data.eval}/accuracy"
 

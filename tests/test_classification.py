@@ -10,14 +10,14 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 
 
-def create(**task):
+def create(ops="decode(1)|value_range(-1, 1)", **task):
     config = digits.get_config()
     with config.unlocked():
         config.task.update({"name": "classification", **task})
         config.model = dict(
             name="MlpMixer", num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
         )
-        config.data.train_ops = "decode(1)|value_range(-1, 1)"
+        config.data.train_ops = ops
     return tasks.create(Config.of(config))
 
 
@@ -52,6 +52,29 @@ def test_the_loss_is_its_formula(loss, smoothing):
     rows = task.eval_step(state, batch)
     assert_close(rows["loss"], FORMULAS[loss](logits, onehot))
     np.testing.assert_array_equal(rows["accuracy"], logits.argmax(-1) == batch["label"])
+
+
+def test_training_mixes_images_and_labels():
+    task = create("decode(1)|value_range(-1, 1)|mixup(1.0)", loss="softmax", label_smoothing=0.1)
+    params, extra = task.init(jax.random.key(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    state = step.TrainState(jnp.int32(0), params, (), extra, ())
+    examples = [task.train_data.get(i, np.random.default_rng(0)) for i in range(6)]
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
+    values = [float(task.loss(params, state, batch, jax.random.key(seed))[0]) for seed in range(3)]
+    assert len(set(values)) == 3
+
+    # The same, with the mixing written out: the share is found from the images that the loss sees.
+    key = jax.random.split(jax.random.key(0))[0]
+    onehot = np.eye(10, dtype=np.float32)[batch["label"]]
+    images, _ = task.data.train_ops.on_device(jnp.asarray(batch["image"]), jnp.asarray(onehot), key)
+    floats = batch["image"].astype(np.float32) / 127.5 - 1
+    difference = floats - floats[::-1]
+    part = float(np.vdot(images - floats[::-1], difference) / np.vdot(difference, difference))
+    assert_close(images, part * floats + (1 - part) * floats[::-1])
+    targets = 0.9 * (part * onehot + (1 - part) * onehot[::-1]) + 0.01
+    logits = np.asarray(task.model.apply({"params": params}, images))
+    assert_close(values[0], FORMULAS["softmax"](logits, targets).mean())
 
 
 def test_metrics_are_means_over_all_examples_of_batches_of_any_size():

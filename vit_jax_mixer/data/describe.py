@@ -69,30 +69,40 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
     """Draw a row for each of a few examples: as it is, then augmented ``views`` times; save as PNG.
 
     Raises:
-        UserError: an example or operation fails, or the file cannot be written.
+        UserError: all examples are bad, or the operations fail, or the file cannot be written.
     """
-    indices = sample(source, rows)
-    sheet = Image.new("RGB", ((views + 1) * (side + 4) + 4, len(indices) * (side + 18) + 4), "white")
-    draw = ImageDraw.Draw(sheet)
     transform = lambda example, rng: {"plain": _DECODE(example["image"], rng), "image": ops(example["image"], rng)}
     dataset = Dataset(source, transform)
-    for row, index in enumerate(indices):
+    found: dict[int, list[np.ndarray]] = {}
+    reason = ""
+    for index in sample(source, rows):
+        try:
+            seen = [dataset.get(int(index), np.random.default_rng((index, view))) for view in range(views)]
+            found[int(index)] = [seen[0]["plain"], *(view["image"] for view in seen)]
+        except UserError as error:
+            reason = str(error)
+    if not found:
+        raise UserError(reason)
+    sheet = Image.new("RGB", ((views + 1) * (side + 4) + 4, len(found) * (side + 18) + 4), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (index, pictures) in enumerate(found.items()):
         y = 4 + row * (side + 18)
-        seen = [dataset.get(int(index), np.random.default_rng((index, view))) for view in range(views)]
-        for column, pixels in enumerate([seen[0]["plain"], *(view["image"] for view in seen)]):
-            tile = Image.fromarray(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels)
-            scale = side / max(tile.size)
-            # Enlarged, the pixels stay visible.
-            method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-            tile = tile.resize([max(round(edge * scale), 1) for edge in tile.size], method)
-            sheet.paste(tile, (4 + column * (side + 4), y + 14))
-        label = source.examples[int(index)].get("label")
-        name = source.class_names[label] if label is not None and label < len(source.class_names) else f"label {label}"
-        draw.text((4, y), f"{name}  -  {Path(source.where(int(index))).name}"[:110], fill="black")
+        for column, pixels in enumerate(pictures):
+            sheet.paste(_tile(pixels, side), (4 + column * (side + 4), y + 14))
+        label = source.examples[index].get("label", -1)
+        name = source.class_names[label] if 0 <= label < len(source.class_names) else f"label {label}"
+        draw.text((4, y), f"{name}  -  {Path(source.where(index)).name}"[:110], fill="black")
     try:
         sheet.save(path, "PNG")
     except OSError as error:
         raise UserError(f"cannot write the contact sheet {path} ({error.strerror}); choose another --sheet.") from error
+
+
+def _tile(pixels: np.ndarray, side: int) -> Image.Image:
+    tile = Image.fromarray(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels)
+    scale = side / max(tile.size)
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # enlarged, pixels stay visible
+    return tile.resize([max(round(edge * scale), 1) for edge in tile.size], method)
 
 
 def check(source: Source, threads: int) -> tuple[collections.Counter[int], list[str]]:
