@@ -26,6 +26,7 @@ def get_config():
     config.data.eval = "test"
     config.data.train_ops = "decode(1)|random_shift(1)|value_range(-1, 1)"
     config.data.eval_ops = "decode(1)|value_range(-1, 1)"
+    config.loader.workers = 0
     config.loader.threads = 1  # tiny images: more threads only wait for each other
 
     config.optim.optimizer = "adamw(weight_decay=0.05)"

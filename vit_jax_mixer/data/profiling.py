@@ -13,8 +13,8 @@ from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 
 
-def stages(source: Source, spec: str, ops: images.Ops, count: int) -> dict[str, float]:
-    """Return the mean seconds for each image of reading, of each host operation and of stacking.
+def stages(source: Source, spec: str, ops: images.Ops, batch_size: int, count: int) -> dict[str, float]:
+    """Return the mean seconds for each image of reading, of each host operation and of stacking a batch.
 
     In one thread, over a sample of at most ``count`` examples.
     """
@@ -32,15 +32,16 @@ def stages(source: Source, spec: str, ops: images.Ops, count: int) -> dict[str, 
                 image = op(image, rng)
         done.append(image)
     begun = time.perf_counter()
-    np.stack(done)
+    for start in range(0, len(done), batch_size):
+        np.stack(done[start : start + batch_size])
     seconds["stack"] = time.perf_counter() - begun
     return {name: total / len(done) for name, total in seconds.items()}
 
 
 def report(source: Source, spec: str, ops: images.Ops, loader: Loader, batch_size: int, count: int) -> Iterator[str]:
     """Yield the lines of the profile."""
-    stages(source, spec, ops, min(count, 20))  # so that no stage pays for what happens once
-    times = stages(source, spec, ops, count)
+    stages(source, spec, ops, batch_size, min(count, 20))  # so that no stage pays for what happens once
+    times = stages(source, spec, ops, batch_size, count)
     total = sum(times.values())
     width = max(map(len, times))
     yield f"{'stage':{width}}  µs/image  share"
