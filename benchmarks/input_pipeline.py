@@ -4,14 +4,17 @@ python -m benchmarks.input_pipeline DIR [--make=2000] [--rounds=3] [--seconds=6]
 
 DIR holds CLASS/x.jpg. With --make, that many photographs of 500 x 375 pixels are written there
 first, cut from the two that scikit-learn ships. The contestants run in turn, each in a process of
-its own; the figure is the median of the rounds. `pip install -e '.[benchmarks]'` brings TensorFlow,
-without which its lines are left out.
+its own; the figures are medians of the rounds. On a machine that others use too, the CPU time of an
+image says more than the rate. `pip install -e '.[benchmarks]'` brings TensorFlow, without which its
+lines are left out.
 """
 
 import importlib
 import importlib.util
 import io
+import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -53,46 +56,56 @@ def main(argv: list[str]) -> None:
         if name not in known:
             raise UserError(f"--only: {name!r} is not there; there are {', '.join(known)}.")
     if _CHILD.value:
-        print(rate(CONTESTANTS[names[0]](folder), _SECONDS.value))
+        print(json.dumps(measure(CONTESTANTS[names[0]](folder), _SECONDS.value)))
         return
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(_ROUNDS.value):
         for name in names:
-            rates[name].append(in_a_child(folder, name))
-    table(rates)
+            found[name].append(in_a_child(folder, name))
+    table(found)
 
 
-def table(rates: dict[str, list[float]]) -> None:
+def table(found: dict[str, list[list[float]]]) -> None:
     """Print the medians, and their ratios to tf.data and to decoding on all cores."""
-    cores = len(os.sched_getaffinity(0))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    rivals = [medians[name] for name in medians if name.startswith("tf.data")]
-    limit = medians.get("decode in one thread", float("nan")) * cores
-    print(f"{'':<28}{'images/s':>9}{'of tf.data':>12}{'of decode x ' + str(cores):>14}   all rounds")
-    for name, value in medians.items():
-        ratio = f"{value / rivals[0]:.2f}" if rivals else "-"
-        rounds = ", ".join(f"{r:,.0f}" for r in rates[name])
-        print(f"{name:<28}{value:>9,.0f}{ratio:>12}{value / limit:>14.2f}   {rounds}")
+    cores = os.cpu_count() or 1
+    medians = {name: np.median(np.array(rounds), 0) for name, rounds in found.items()}
+    rival = medians.get("tf.data", np.full(2, np.nan))
+    limit = medians.get("decode in one thread", np.full(2, np.nan))[0] * cores
+    print(
+        f"{'':<22}{'images/s':>9}{'of tf.data':>12}{'of decode x ' + str(cores):>14}{'CPU µs/image':>14}   all rounds"
+    )
+    for name, (rate, cpu) in medians.items():
+        rounds = ", ".join(f"{rate:,.0f}" for rate, _ in found[name])
+        print(f"{name:<22}{rate:>9,.0f}{rate / rival[0]:>12.2f}{rate / limit:>14.2f}{cpu * 1e6:>14,.0f}   {rounds}")
 
 
-def in_a_child(folder: Path, name: str) -> float:
-    """Return the rate of a contestant that has a process to itself."""
+def in_a_child(folder: Path, name: str) -> list[float]:
+    """Return what `measure` gives for a contestant that has a process to itself."""
     line = [sys.executable, "-m", "benchmarks.input_pipeline", str(folder), f"--only={name}", "--child"]
     found = subprocess.run([*line, f"--seconds={_SECONDS.value}"], capture_output=True, text=True, check=False)
     if found.returncode:
         raise UserError(f"{name} failed: {found.stderr.strip().splitlines()[-1]}")
-    return float(found.stdout.splitlines()[-1])
+    return json.loads(found.stdout.splitlines()[-1])
 
 
-def rate(batches: Iterator[int], seconds: float) -> float:
-    """Return images per second of an iterator of batch sizes, after a warm-up of a third of the time."""
+def measure(batches: Iterator[int], seconds: float) -> list[float]:
+    """Return images per second and CPU seconds an image of an iterator of batch sizes.
+
+    After a warm-up of a third of the time. The CPU time is that of this process, so not of workers.
+    """
     begun = time.perf_counter()
     while time.perf_counter() - begun < seconds / 3:
         next(batches)
-    begun, count = time.perf_counter(), 0
+    begun, used, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - begun < seconds:
         count += next(batches)
-    return count / (time.perf_counter() - begun)
+    return [count / (time.perf_counter() - begun), (cpu_seconds() - used) / count]
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process until now."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 # --- The contestants: each yields the sizes of its batches --------------------------------------------

@@ -1,5 +1,6 @@
 """`python -m vit_jax_mixer.data SOURCE`."""
 
+import os
 import re
 
 import numpy as np
@@ -8,6 +9,10 @@ from PIL import Image
 
 from tests.helpers import assert_one_sentence, command
 from tests.test_images import real_jpegs
+from vit_jax_mixer.data.images.decoding import to_array
+from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.skipped import Skipped
+from vit_jax_mixer.data.sources import open_source
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,41 @@ def test_it_checks_every_example(photos):
     assert "all 360 examples can be read" in digits.stdout
 
 
+def test_a_split_that_cannot_be_opened_stops_nothing_else(tmp_path):
+    for name in ("cat/0.jpg", "dog/0.jpg", "dog/puppy/0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(real_jpegs()[0])
+    result = command("data", f"folder:{tmp_path}", "--sheet=")
+    assert result.returncode == 0, result.stderr
+    assert f"dog: {tmp_path}/dog holds 0.jpg outside the class folders" in result.stdout
+    assert "looking at all: 3 examples, classes cat, dog, dog/puppy" in result.stdout
+
+
+def test_names_of_any_bytes_are_shown_and_listed(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/photos/cat"
+    os.makedirs(folder)
+    for name, data in ((b"/\xe9.jpg", b"no image"), (b"/good.jpg", real_jpegs()[0])):
+        with open(folder + name, "wb") as file:
+            file.write(data)
+    result = command("data", f"folder:{tmp_path}/photos", "--check", "--sheet=")
+    assert "\\udce9.jpg: it cannot be decoded" in result.stdout
+    listed = Skipped(tmp_path, 0, lambda line: None)
+    dataset = Dataset(
+        open_source(f"folder:{tmp_path}/photos", "all"), lambda e, rng: {"image": to_array(e["image"], 3)}
+    )
+    for index in range(2):
+        if "good" not in dataset.source.where(index):
+            listed(dataset, index)
+            again = Skipped(tmp_path, 0, lambda line: None)
+            again(dataset, index)
+    assert (tmp_path / "skipped_examples.txt").read_bytes().count(b"\xe9.jpg: it cannot be decoded") == 1
+    assert (
+        listed.summary()
+        == again.summary()
+        == f"1 bad examples were skipped; {tmp_path}/skipped_examples.txt lists them."
+    )
+
+
 def test_what_it_cannot_do_is_one_sentence(photos, tmp_path):
     assert_one_sentence(command("data"), "name one dataset")
     assert_one_sentence(command("data", "fodler:x"), "'fodler' is not known", "did you mean 'folder'")
@@ -89,3 +129,7 @@ def test_what_it_cannot_do_is_one_sentence(photos, tmp_path):
     assert_one_sentence(command("data", f"folder:{photos}", "--build"), "--build prepares datasets of TFDS")
     assert_one_sentence(command("data", f"folder:{photos}", "--ops=decode(3)|flip"), "--ops: 'flip' is not known")
     assert_one_sentence(command("data", f"folder:{photos}", "--smaples=3"), "smaples")
+    profile = command("data", f"folder:{photos}", "--sheet=", "--profile", "--ops=decode(3)|resize(9)")
+    assert f"error: {photos}/china/cut.jpg: it cannot be decoded" in profile.stderr
+    (tmp_path / "list.csv").write_text("path,label\n")
+    assert_one_sentence(command("data", f"manifest:{tmp_path}/list.csv"), "list.csv has no row")

@@ -273,7 +273,7 @@ def test_a_manifest_and_a_folder_have_one_order(tmp_path):
         (b"path,label,split\na,b,\n", "line 2, has '' for its split"),
         (b"path,label,split\na,b,test\n", "has no split 'train'; did you mean|has no split 'train'. Known: test"),
         (b"path,label\na,b\n", r"has no split 'train' \(cut it from 'all', as in all\[:90%\]\). Known: all"),
-        (b"path,label\n", "has no split 'train'. Known: none"),
+        (b"path,label\n", "list.csv has no row; list the images"),
     ],
 )
 def test_a_bad_manifest_is_one_sentence(tmp_path, text, message):

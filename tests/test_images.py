@@ -171,10 +171,47 @@ def test_decode_crop_takes_the_part_that_inception_crop_takes(size, bound):
     assert np.mean(differences) < bound
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size", "bound"), [(1290, 129, 8, 5), (2000, 513, 32, 3), (1500, 1025, 64, 3)]
+)
+def test_decode_crop_of_odd_and_tall_images_takes_that_part_too(height, width, size, bound):
+    photo = Image.open(io.BytesIO(real_jpegs()[0])).resize((width, height))
+    data = encoded(photo, "JPEG")
+    differences = [
+        difference(run(f"decode_crop({size})", data, seed), run(f"decode(3)|inception_crop({size})", data, seed))
+        for seed in range(20)
+    ]
+    assert np.mean(differences) < bound
+
+
+def test_too_many_pixels_are_refused_whatever_part_is_drawn():
+    data = encoded(Image.new("RGB", (8300, 8200)), "JPEG")
+    for seed in range(8):
+        with pytest.raises(UserError, match="8300 x 8200 pixels, more than the 67,108,864"):
+            run("decode_crop(8)", data, seed)
+
+
+def test_the_first_orientation_counts_also_behind_fill_bytes(photo):
+    def segment(orientation):
+        body = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation, 0, 0, 0]) + bytes(4)
+        return b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+
+    plain = encoded(photo, "JPEG")
+    expected = np.rot90(pillow_array(plain), -1)
+    for head in (segment(6), b"\xff\xff" + segment(6), segment(6) + segment(1)):
+        np.testing.assert_array_equal(run("decode(3)", plain[:2] + head + plain[2:]), expected)
+
+
 def test_decode_crop_reads_arrays_and_grey_too(photo):
     assert run("decode_crop(16, channels=1)", encoded(photo, "JPEG")).shape == (16, 16, 1)
     assert run("decode_crop(16)", photo[..., :1]).shape == (16, 16, 3)
     assert difference(run("decode_crop(30)", photo, 3), run("inception_crop(30)", photo, 3)) < 1
+
+
+def test_encoded_images_must_be_decoded_first(photo):
+    for spec in ("flip_lr", "value_range(-1, 1)"):
+        with pytest.raises(UserError, match="begin the operations with decode or decode_crop"):
+            run(spec, encoded(photo))
 
 
 def test_sizes_that_would_fill_the_memory_are_refused(photo):
@@ -244,6 +281,13 @@ def test_random_shift_moves_within_its_bound_and_brings_in_black():
         ("random_shift(-1)", "pixels must be 0 or more"),
         ("resize(__import__('os'))", "with literal arguments"),
         ("decode(3)||flip_lr", "not of the form"),
+        ("decode_crop(0)", "sizes must be 1 or more"),
+        ("resize(5, -1)", "sizes must be 1 or more"),
+        ("center_crop(-4)", "sizes must be 1 or more"),
+        ("decode_crop(8, -1, 1)", "areas must be above 0"),
+        ("inception_crop(8, 0.5, 0.1)", "areas must be above 0"),
+        ("value_range(0, 1)|normalize", "normalize would scale the values again"),
+        ("mixup(0.5)|random_erase|value_range(-1, 1)", "random_erase fills in values around 0; put it after"),
     ],
 )
 def test_a_misspelt_operation_is_one_sentence(spec, message):

@@ -36,8 +36,16 @@ def run(workdir, *flags, config="configs/digits.py"):
         ("--config.accum_steps=5", ["config.batch_size is 64", "2 devices times config.accum_steps (5)"]),
         ("--config.data.eval_ops=decode(1)|resize(4)|value_range(-1,1)", ["shape (8, 8, 1), eval_ops of (4, 4, 1)"]),
         ("--config.data.train_ops=decode(1)|flip", ["config.data.train_ops: 'flip'", "did you mean 'flip_lr'"]),
-        ("--config.data.train_ops=random_shift(1)", ["train_ops fails on the first example", "begin with decode"]),
+        (
+            "--config.data.train_ops=random_shift(1)",
+            ["config.data.train_ops, on the first example", "begin the operations with decode"],
+        ),
         ("--config.data.train_ops=decode(1)", ["train_ops gives bytes", "end it with value_range"]),
+        ("--config.data.train_ops=decode(1)|mixup(0.5)", ["train_ops gives bytes", "end it with value_range"]),
+        (
+            "--config.data.train_ops=decode_crop(0)|value_range(-1,1)",
+            ["'decode_crop(0)' does not work (sizes must be 1"],
+        ),
         ("--config.seed=-1", ["config.seed is -1; it must be 0 or more"]),
         ("--config.loader.threads=-2", ["config.loader.threads is -2; it must be -1 or more"]),
         ("--config.data.views=3", ["config.batch_size is 64, no multiple of config.data.views (3)"]),

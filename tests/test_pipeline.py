@@ -4,11 +4,15 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers import ROOT, environment
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, train_order
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -208,6 +212,50 @@ def test_worker_processes_end_with_their_reader():
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("workers", "threads", "prefetch"), [(0, 2, 5), (1, 2, 2), (2, 4, 8)])
+def test_what_is_made_ahead_is_bounded(workers, threads, prefetch, tmp_path):
+    def noted(example, rng):
+        (tmp_path / f"{rng.random()}").touch()
+        return transform(example, rng)
+
+    data = dataclasses.replace(dataset(), transform=noted)
+    with contextlib.closing(
+        loader(workers, threads, prefetch).train_batches(data, seed=0, batch_size=1, start=0)
+    ) as batches:
+        next(batches)
+        made = -1
+        while made != (made := len(list(tmp_path.iterdir()))):
+            time.sleep(1)
+    assert made <= 1 + max(workers, 1) * (max(threads, prefetch) + (4 if workers else 0)) + threads
+
+
+def test_worker_processes_end_when_their_parent_is_killed():
+    script = (
+        "import multiprocessing, os, signal\n"
+        "from tests.test_pipeline import dataset, loader\n"
+        "if __name__ == '__main__':\n"
+        "    batches = loader(1).train_batches(dataset(), seed=0, batch_size=2, start=0)\n"
+        "    next(batches)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    line = [sys.executable, "-c", script]
+    parent = subprocess.run(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
+    worker, deadline = int(parent.stdout), time.monotonic() + 30
+    while time.monotonic() < deadline and _alive(worker):
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # One that ended, and waits to be asked how, counts as ended.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_few_cores_have_threads_and_many_have_processes(monkeypatch):

@@ -1,5 +1,6 @@
 """What every command shares: how it starts and how it ends."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,8 +9,21 @@ from absl import app, flags, logging
 from vit_jax_mixer.errors import UserError
 
 
-def run(main: Callable[[list[str]], None], parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS) -> None:
-    """Run a command; an error that the user can mend ends it with one sentence and exit code 1."""
+def run(
+    main: Callable[[list[str]], None],
+    parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
+    interrupted: str = "interrupted.",
+) -> None:
+    """Run a command; an error that the user can mend ends it with one sentence and exit code 1.
+
+    Args:
+        main: gets what is left of the command line.
+        parse_flags: takes the flags from the command line.
+        interrupted: is printed when Ctrl-C ends it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.set_verbosity(logging.ERROR)  # the libraries' chatter; ours goes through `metrics`
 
     def guarded(function, argv):
@@ -18,6 +32,6 @@ def run(main: Callable[[list[str]], None], parse_flags: Callable[[Sequence[str]]
         except (UserError, flags.Error) as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
-            sys.exit("interrupted; the same command goes on from the newest checkpoint.")
+            sys.exit(interrupted)
 
     app.run(lambda argv: guarded(main, argv), flags_parser=lambda argv: guarded(parse_flags, argv))

@@ -85,4 +85,4 @@ def _configs() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_flags)
+    cli.run(main, parse_flags, "interrupted; the same command goes on from the newest checkpoint.")

@@ -4,7 +4,6 @@ It prints the splits, classes, image sizes and the decoding speed, and draws a c
 augmented examples. With --check it reads everything, with --profile it times the pipeline.
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -45,12 +44,17 @@ def main(argv: list[str]) -> None:
         build(name.removeprefix("tfds:"))
     splits = open_splits(name)
     print(f"{name}: splits {', '.join(splits)}")
+    opened = {}
     for split in splits:
-        source = open_source(name, split)
+        try:
+            opened[split] = source = open_source(name, split)
+        except UserError as error:  # as one that is no split, or not whole; the others may do
+            print(f"  {split}: {error}")
+            continue
         classes = f", {len(source.class_names)} classes" if source.class_names else ""
         print(f"  {split}: {len(source.examples):,} examples{classes}")
-    split = _SPLIT.value or next(iter(splits))
-    source = open_source(name, split)
+    split = _SPLIT.value or next(iter(opened or splits))
+    source = opened[split] if split in opened else open_source(name, split)
     print(f"looking at {split}: {len(source.examples):,} examples, classes {describe.names(source.class_names)}")
     for line in describe.sizes(source, _SAMPLES.value):
         print(line)
@@ -66,11 +70,11 @@ def main(argv: list[str]) -> None:
 
 def _check(source) -> None:
     from vit_jax_mixer.data import describe
+    from vit_jax_mixer.data.pipeline import cores
 
-    labels, bad = describe.check(source, threads=(os.cpu_count() or 1) + 1)
+    labels, bad = describe.check(source, threads=cores() + 1)
     for label, count in sorted(labels.items()):
-        name = source.class_names[label] if label < len(source.class_names) else "no such class"
-        print(f"  label {label} ({name}): {count:,}")
+        print(f"  label {label} ({source.class_names[label]}): {count:,}")
     for line in bad:
         print(f"  bad: {line}")
     if bad:

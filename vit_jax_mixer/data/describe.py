@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax_mixer.data import images
-from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.pipeline import Dataset, Example, field, placed
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 
@@ -36,12 +36,12 @@ def sizes(source: Source, count: int) -> Iterator[str]:
     for index in sample(source, count):
         try:
             begun = time.perf_counter()
-            image = source.examples[int(index)]["image"]
+            image = field(source.examples[int(index)], "image")
             read = time.perf_counter()
             pixels = _DECODE(image, np.random.default_rng(0))
             decoding += time.perf_counter() - read
         except UserError as error:
-            bad.append(f"{source.where(int(index))}: {error}")
+            bad.append(str(placed(error, source, int(index))))
             continue
         reading += read - begun
         shapes.append(pixels.shape[:2])
@@ -71,7 +71,11 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
     Raises:
         UserError: all examples are bad, or the operations fail, or the file cannot be written.
     """
-    transform = lambda example, rng: {"plain": _DECODE(example["image"], rng), "image": ops(example["image"], rng)}
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = field(example, "image")
+        return {"plain": _DECODE(image, rng), "image": ops(image, rng)}
+
     dataset = Dataset(source, transform)
     found: dict[int, list[np.ndarray]] = {}
     reason = ""
@@ -107,14 +111,27 @@ def _tile(pixels: np.ndarray, side: int) -> Image.Image:
 
 def check(source: Source, threads: int) -> tuple[collections.Counter[int], list[str]]:
     """Read and decode every example; return how often each label occurs, and a sentence for each bad one."""
-    dataset = Dataset(source, lambda example, rng: {"label": example["label"], "image": _DECODE(example["image"], rng)})
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        label = int(field(example, "label"))
+        if not 0 <= label < len(source.class_names):
+            raise UserError(f"its label is {label}, which is none of the {len(source.class_names)} classes.")
+        return {"label": label, "image": _DECODE(field(example, "image"), rng)}
+
+    dataset = Dataset(source, transform)
 
     def label_of(index: int) -> int | str:
         try:
-            return int(dataset.get(index, np.random.default_rng(0))["label"])
+            return dataset.get(index, np.random.default_rng(0))["label"]
         except UserError as error:
             return str(error)
 
+    labels, bad = collections.Counter(), []
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(label_of, range(len(dataset))))
-    return collections.Counter(x for x in found if isinstance(x, int)), [x for x in found if isinstance(x, str)]
+        for start in range(0, len(dataset), 1024):  # a pool keeps all that it is given at once
+            for found in pool.map(label_of, range(start, min(start + 1024, len(dataset)))):
+                if isinstance(found, int):
+                    labels[found] += 1
+                else:
+                    bad.append(found)
+    return labels, bad

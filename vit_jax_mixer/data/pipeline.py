@@ -8,7 +8,9 @@ every ``P``-th position of that same slice. So there is no iterator state: resum
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Sequence
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -74,9 +76,20 @@ class Dataset:
         try:
             return self.transform(self.source.examples[index], rng)
         except UserError as error:
-            where = self.source.where(index)
-            # A source's own sentence may name the place already.
-            raise error if where in str(error) else UserError(f"{where}: {error}") from error
+            raise placed(error, self.source, index) from error
+
+
+def placed(error: UserError, source: Source, index: int) -> UserError:
+    """Return the error with the example's place in front, unless it names that itself."""
+    where = source.where(index)
+    return error if where in str(error) else UserError(f"{where}: {error}")
+
+
+def field(example: Mapping[str, Any], name: str) -> Any:
+    """Return a field of an example; a `UserError` if it has none of that name."""
+    if name not in example:
+        raise UserError(f"it has no field {name!r}, only {', '.join(sorted(example))}; choose another dataset.")
+    return example[name]
 
 
 OnSkipped = Callable[[Dataset, int], None]  # told of the index of each bad example that is left out
@@ -111,7 +124,9 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
     if dataset.views > 1:
         order = _Views(order, dataset.views)
     examples = order.random_map(dataset.get)
-    return examples[share.index :: share.count].batch(batch_size // share.count, batch_fn=_stack)
+    # Grain's own end, 2^63 - 1, would round up beyond what a length may be.
+    mine = examples[share.index : 2**60 : share.count]
+    return mine.batch(batch_size // share.count, batch_fn=stack)
 
 
 class _Views(grain.MapDataset[int]):
@@ -135,7 +150,8 @@ class Loader:
     Threads suffice where the work is done outside of Python's interpreter lock, as decoding and
     resizing is; from about eight of them on, the rest of the work wants several processes. They
     make training batches, which come through shared memory; evaluation, whose start would cost
-    more than it gains, has threads alone. A process keeps at most ``threads + prefetch`` batches.
+    more than it gains, has threads alone. At most ``max(threads, prefetch)`` batches of a process
+    are being made or wait, and with worker processes four more of each are on their way.
 
     Attributes:
         workers: processes that make training batches; 0 for none, -1 to choose by the cores.
@@ -178,15 +194,15 @@ class Loader:
         examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
         mine = examples[self.share.index :: self.share.count]
         workers, threads = self.crew()
-        batches = mine.batch(batch_size // self.share.count, batch_fn=_stack)
+        batches = mine.batch(batch_size // self.share.count, batch_fn=stack)
         return self._read(batches, dataset, on_skipped, 0, threads * max(workers, 1))
 
     def crew(self) -> tuple[int, int]:
         """Return how many worker processes there are, and threads in each."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = self.workers if self.workers >= 0 else cores // 4 if cores > 8 else 0
+        count = cores()
+        workers = self.workers if self.workers >= 0 else count // 4 if count > 8 else 0
         # One more than cores, since a thread at times waits for the interpreter lock.
-        threads = self.threads if self.threads >= 0 else 4 if workers else cores + 1
+        threads = self.threads if self.threads >= 0 else 4 if workers else count + 1
         return workers, threads
 
     def _read(
@@ -198,7 +214,7 @@ class Loader:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own there, also outside of commands
             read = read.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(self.prefetch, 1))
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), _end_with_parent
             )
         iterator = iter(read)
         try:
@@ -218,10 +234,28 @@ class Loader:
             iterator.close()
 
 
-def _stack(examples: Sequence[Example]) -> Batch:
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Let a worker process end when the process that started it was killed."""
+    del index, count
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stack(examples: Sequence[Example]) -> Batch:
     """Stack each field along a new first axis."""
 
-    def stack(*values: Any) -> np.ndarray:
+    def stack_field(*values: Any) -> np.ndarray:
         shapes = {np.shape(v) for v in values}
         if len(shapes) > 1:
             raise UserError(
@@ -230,4 +264,4 @@ def _stack(examples: Sequence[Example]) -> Batch:
             )
         return np.stack(values)
 
-    return jax.tree.map(stack, *examples)
+    return jax.tree.map(stack_field, *examples)

@@ -9,8 +9,9 @@ import numpy as np
 
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.describe import sample
-from vit_jax_mixer.data.pipeline import Dataset, Loader
+from vit_jax_mixer.data.pipeline import Dataset, Loader, field, placed, stack
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.errors import UserError
 
 
 def stages(source: Source, spec: str, ops: images.Ops, batch_size: int, count: int) -> dict[str, float]:
@@ -22,18 +23,21 @@ def stages(source: Source, spec: str, ops: images.Ops, batch_size: int, count: i
     names = list(seconds)
     rng, done = np.random.default_rng(0), []
     for index in sample(source, count):
-        begun = time.perf_counter()
-        image = source.examples[int(index)]["image"]
-        for name, op in zip(names, [*ops.host, None], strict=False):
-            now = time.perf_counter()
-            seconds[name] += now - begun
-            begun = now
-            if op is not None:
-                image = op(image, rng)
-        done.append(image)
+        try:
+            begun = time.perf_counter()
+            image = field(source.examples[int(index)], "image")
+            for name, op in zip(names, [*ops.host, None], strict=False):
+                now = time.perf_counter()
+                seconds[name] += now - begun
+                begun = now
+                if op is not None:
+                    image = op(image, rng)
+        except UserError as error:
+            raise placed(error, source, int(index)) from error
+        done.append({"image": image})
     begun = time.perf_counter()
     for start in range(0, len(done), batch_size):
-        np.stack(done[start : start + batch_size])
+        stack(done[start : start + batch_size])
     seconds["stack"] = time.perf_counter() - begun
     return {name: total / len(done) for name, total in seconds.items()}
 
@@ -57,7 +61,7 @@ def report(source: Source, spec: str, ops: images.Ops, loader: Loader, batch_siz
         batch = next(batches)
         first = time.perf_counter() - begun
         # Past what was made ahead while the first was waited for.
-        for _ in itertools.islice(batches, (threads + loader.prefetch) * max(workers, 1)):
+        for _ in itertools.islice(batches, (threads + loader.prefetch + 4) * max(workers, 1)):
             pass
         begun, steps = time.perf_counter(), 0
         while time.perf_counter() - begun < 3:

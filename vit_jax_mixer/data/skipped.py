@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.errors import UserError
 
 
 class Skipped:
@@ -25,19 +27,24 @@ class Skipped:
         self._say = say
         self._shown = shown
         self._seen: set[tuple[int, int]] = set()
-        self._lines = set(self._path.read_text().splitlines()) if self._path.exists() else set()
+        # Names of files need not be UTF-8.
+        self._text: Any = dict(encoding="utf-8", errors="surrogateescape")
+        self._lines = set(self._path.read_text(**self._text).splitlines()) if self._path.exists() else set()
 
     def __call__(self, dataset: Dataset, index: int) -> None:
         """List an example, unless it is listed."""
         if (id(dataset), index) in self._seen:
             return
         self._seen.add((id(dataset), index))
-        line = dataset.fault(index)
+        line = " ".join(dataset.fault(index).splitlines())
         if line in self._lines:
             return
         self._lines.add(line)
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", **self._text) as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write to {self._path} ({error.strerror}); make room there.") from error
         if len(self._lines) <= self._shown:
             self._say(f"skipped: {line}")
         elif len(self._lines) == self._shown + 1:

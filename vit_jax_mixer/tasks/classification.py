@@ -13,7 +13,7 @@ import optax
 from vit_jax_mixer import models, pretrained, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
-from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.pipeline import Dataset, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
@@ -89,10 +89,10 @@ class Labelled:
     num_classes: int
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        label = int(example["label"])
+        label = int(field(example, "label"))
         if not 0 <= label < self.num_classes:
             raise UserError(f"its label is {label}, not from 0 to {self.num_classes - 1}; name a labelled split.")
-        return {"image": self.ops(example["image"], rng), "label": np.int32(label)}
+        return {"image": self.ops(field(example, "image"), rng), "label": np.int32(label)}
 
 
 def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -> tuple[int, ...]:
@@ -104,13 +104,13 @@ def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -
         image = dataset.get(0, np.random.default_rng(0))["image"]
         batch = jax.ShapeDtypeStruct((2, *image.shape), image.dtype)
         training = (jax.ShapeDtypeStruct((2, num_classes), jnp.float32), jax.random.key(0)) if num_classes else ()
-        floats, _ = jax.eval_shape(ops.on_device, batch, *training)
+        jax.eval_shape(ops.on_device, batch, *training)
     except UserError as error:
         # The data's own sentence says where; one of the operations does not know its field.
         raise UserError(f"config.data.{name}_ops, on the first example: {error}") from error
     except (AttributeError, IndexError, TypeError, ValueError, cv2.error) as error:
-        raise UserError(f"config.data.{name}_ops fails on the first example ({error}); begin with decode.") from error
-    if not jnp.issubdtype(floats.dtype, jnp.floating):
+        raise UserError(f"config.data.{name}_ops fails on the first example ({error}); mend it.") from error
+    if not ops.scales:
         raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
     return image.shape
 

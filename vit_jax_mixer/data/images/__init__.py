@@ -34,13 +34,28 @@ HOST_OPS: Mapping[str, Callable[..., HostOp]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """A parsed list of operations: ``ops(image, rng)`` on the host, ``ops.on_device(images)`` after."""
+    """A parsed list of operations: ``ops(image, rng)`` on the host, ``ops.on_device(images)`` after.
+
+    Attributes:
+        host: one after the other, on an image.
+        device: the same, on a batch.
+        decodes: whether they begin with one that reads encoded bytes.
+        scales: whether the device operations bring bytes to the range that a model reads.
+    """
 
     host: tuple[HostOp, ...]
     device: tuple[DeviceOp, ...]
+    decodes: bool
+    scales: bool
 
     def __call__(self, image: Encoded, rng: np.random.Generator) -> np.ndarray:
-        """Map encoded bytes or u8[H, W, C] to u8[h, w, c]; all randomness comes from ``rng``."""
+        """Map encoded bytes or u8[H, W, C] to u8[h, w, c]; all randomness comes from ``rng``.
+
+        Raises:
+            UserError: the image is bad, or does not fit the operations.
+        """
+        if isinstance(image, bytes) and not self.decodes:
+            raise UserError("it is encoded; begin the operations with decode or decode_crop.")
         cv2.setNumThreads(1)  # the loader's threads and processes share the cores already
         for op in self.host:
             image = op(image, rng)
@@ -71,15 +86,20 @@ def parse(spec: str, where: str) -> Ops:
     """Parse operations joined by ``|``.
 
     Raises:
-        UserError: an operation or argument is not known, or a device operation is not last.
+        UserError: an operation or argument is not known, or the order does not work.
     """
     host, device = [], []
-    for part in spec.split("|"):
-        name = specs.parse(part, where)[0]
+    names = [specs.parse(part, where)[0] for part in spec.split("|")]
+    scaling = [i for i, name in enumerate(names) if name in ("value_range", "normalize")]
+    if len(scaling) > 1:
+        raise UserError(f"{where}: {names[scaling[1]]} would scale the values again; leave one of the two out.")
+    if "random_erase" in names and not any(i < names.index("random_erase") for i in scaling):
+        raise UserError(f"{where}: random_erase fills in values around 0; put it after value_range or normalize.")
+    for name, part in zip(names, spec.split("|"), strict=True):
         if name in DEVICE_OPS:
             device.append(specs.build(DEVICE_OPS, part, where))
         elif device:
             raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
         else:
             host.append(specs.build({**HOST_OPS, **DEVICE_OPS}, part, where))
-    return Ops(tuple(host), tuple(device))
+    return Ops(tuple(host), tuple(device), decodes=names[0].startswith("decode"), scales=bool(scaling))

@@ -46,13 +46,18 @@ def check_channels(channels: int) -> None:
 
 
 def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
-    """Return (height, width) as it is upright, from the header of a JPEG; None for anything else."""
+    """Return (height, width) as it is upright, from the header of a JPEG; None for anything else.
+
+    Raises:
+        UserError: it has too many pixels.
+    """
     if isinstance(image, np.ndarray) or image[:2] != _JPEG:
         return None
     try:
         height, width = (int(side) for side in simplejpeg.decode_jpeg_header(image)[:2])
     except ValueError:
         return None  # `to_array` says what is wrong with it
+    _check_pixels(height, width)
     return (width, height) if _jpeg_header(image)[0] >= 5 else (height, width)
 
 
@@ -117,16 +122,19 @@ def _jpeg_header(data: bytes) -> tuple[int, int | None]:
     That is the offset of an SOF0 or SOF1 segment (ITU-T T.81, B.2.2) of a file that ends as it
     should; None for a progressive or a cut one.
     """
-    orientation, place = 1, 2
+    orientation, place = None, 2
     while data[place : place + 1] == b"\xff" and place + 10 < len(data):
+        if data[place + 1] == 0xFF:  # a fill byte
+            place += 1
+            continue
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0" and orientation is None:
             orientation = _orientation_in(data[place + 4 : place + 2 + length])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
             sequential = marker in (0xC0, 0xC1) and data.endswith(b"\xff\xd9")
-            return orientation, place if sequential else None
+            return orientation or 1, place if sequential else None
         place += 2 + length
-    return orientation, None
+    return orientation or 1, None
 
 
 def _with_height(data: bytes, frame: int, rows: int) -> bytes:

@@ -85,7 +85,7 @@ def mixup_or_cutmix(mixup: float = 0.8, cutmix: float = 1.0, probability: float 
         own = jnp.where(jax.random.bernoulli(of_choice, switch), patch.astype(jnp.float32), blend)
         own = jnp.where(jax.random.bernoulli(of_use, probability), own, 1.0)
         share, own = jnp.mean(own), own[None, :, :, None]
-        # The batch reversed: the partner is far away, so not another view of the same example.
+        # The batch reversed: most partners are far away, so not another view of the same example.
         return own * images + (1 - own) * images[::-1], share * targets + (1 - share) * targets[::-1]
 
     return op
@@ -110,8 +110,6 @@ def random_erase(
     def op(images: Images, targets: Targets, key: jax.Array | None) -> tuple[Images, Targets]:
         if key is None:
             raise UserError("random_erase is for training alone; leave it out of evaluation.")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError("random_erase fills in values around 0; put it after value_range or normalize.")
         of_boxes, of_noise = jax.random.split(key)
         erased = jax.vmap(lambda k: _erased(k, images.shape[1:3], probability, min_area, max_area))(
             jax.random.split(of_boxes, len(images))

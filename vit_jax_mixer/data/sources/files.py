@@ -35,8 +35,7 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.where(index)
         try:
-            # Without waiting, as a pipe among the files would otherwise have us do for ever.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=_without_waiting) as file:
                 return {"image": file.readall(), "label": int(self.labels[index])}
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}); restore or remove it.") from error
@@ -46,6 +45,11 @@ class Files:
         index = range(len(self))[index]
         start = self.ends[index - 1] if index else 0
         return os.path.join(self.root, os.fsdecode(self.names[start : self.ends[index]].tobytes()))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe among the images would else be waited for, for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def source_of_files(root: Path, files: Iterable[tuple[str, int]], class_names: Sequence[str]) -> Source:

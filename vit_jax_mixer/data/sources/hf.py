@@ -59,7 +59,7 @@ def open_hf(place: str) -> Splits:
         datasets = importlib.import_module("datasets")
         hub = importlib.import_module("huggingface_hub.utils")
     except ImportError as error:
-        raise UserError(f"hf:{place} needs the package datasets: pip install 'vit_jax_mixer[hf]'.") from error
+        raise UserError(f"hf:{place} needs the package datasets: pip install -e '.[hf]'.") from error
     datasets.disable_progress_bars()
     hub.disable_progress_bars()
     load = _loader(datasets, place)

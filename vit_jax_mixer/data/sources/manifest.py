@@ -31,6 +31,8 @@ def open_manifest(place: str) -> Splits:
         rows = list(_rows_of_parquet(path))
     else:
         raise UserError(f"{path} is not a manifest; give a file that ends in .csv, .tsv or .parquet.")
+    if not rows:
+        raise UserError(f"{path} has no row; list the images, a path and a label each.")
     numbers = all(_INTEGER.fullmatch(label) for _, label, _ in rows)
     names = [str(int(label)) if numbers else label for _, label, _ in rows]
     class_names = read_classes(path.parent) or sorted(set(names), key=int if numbers else None)
@@ -69,7 +71,7 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
         pa = importlib.import_module("pyarrow")
         pq = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UserError(f"{path} needs pyarrow to be read: pip install 'vit_jax_mixer[hf]'.") from error
+        raise UserError(f"{path} needs pyarrow to be read: pip install -e '.[hf]'.") from error
     try:
         places = _places(path, pq.read_schema(path).names)
         table = pq.read_table(path, columns=list(places))
