@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models.gmlp import GMlp
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.models.mnist_mixer import MnistMixer
+from vit_jax_mixer.models.resmlp import ResMlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,12 @@ def _mixer(num_blocks: int, patch_size: int, hidden_dim: int) -> Entry:
     return Entry(MlpMixer, sizes, (224, 224, 3))
 
 
+def _resmlp(num_blocks: int, patch_size: int, hidden_dim: int, layerscale_init: float) -> Entry:
+    """Return a ResMLP of the paper; all of them keep an MLP ratio of 4."""
+    sizes = dict(num_blocks=num_blocks, patch_size=patch_size, hidden_dim=hidden_dim, layerscale_init=layerscale_init)
+    return Entry(ResMlp, sizes, (224, 224, 3))
+
+
 MODELS: Mapping[str, Entry] = {
     "Mixer-S/32": _mixer(8, 32, 512),
     "Mixer-S/16": _mixer(8, 16, 512),
@@ -48,8 +56,15 @@ MODELS: Mapping[str, Entry] = {
     "Mixer-L/32": _mixer(24, 32, 1024),
     "Mixer-L/16": _mixer(24, 16, 1024),
     "Mixer-H/14": _mixer(32, 14, 1280),
+    "ResMLP-S12": _resmlp(12, 16, 384, 0.1),
+    "ResMLP-S24": _resmlp(24, 16, 384, 1e-5),
+    "ResMLP-S36": _resmlp(36, 16, 384, 1e-6),
+    "ResMLP-B24": _resmlp(24, 8, 768, 1e-6),
+    "gMLP-S16": Entry(GMlp, dict(num_blocks=30, patch_size=16, hidden_dim=256), (224, 224, 3)),
     "MnistMixer": Entry(MnistMixer, {}, (28, 28, 1), num_classes=10),
     "MlpMixer": Entry(MlpMixer, {}),
+    "ResMlp": Entry(ResMlp, {}),
+    "GMlp": Entry(GMlp, {}),
 }
 
 

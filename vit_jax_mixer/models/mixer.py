@@ -5,13 +5,14 @@ K classes. The parameter tree is that of the published checkpoints:
 ``stem``, ``MixerBlock_0/token_mixing/Dense_0/kernel``, ..., ``pre_head_layer_norm``, ``head``.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models.layers import embed_patches, expose
 
 
 class MlpBlock(nn.Module):
@@ -21,18 +22,20 @@ class MlpBlock(nn.Module):
         mlp_dim: width of the hidden layer.
         dropout_rate: dropout after each of the two layers.
         dtype: of the computation; parameters stay float32.
+        exact_gelu: by the error function, as PyTorch's models have it, not by tanh.
     """
 
     mlp_dim: int
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    exact_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Map f32[..., D] to f32[..., D]."""
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0")(x)
-        y = dropout(nn.gelu(y))
+        y = dropout(nn.gelu(y, approximate=not self.exact_gelu))
         return dropout(nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1")(y))
 
 
@@ -46,6 +49,7 @@ class MixerBlock(nn.Module):
         stochastic_depth_rate: probability that an example skips a branch; branches that are
             kept are divided by ``1 - rate`` (Huang et al. 2016, arXiv 1603.09382).
         dtype: of the computation; parameters stay float32.
+        exact_gelu: see `MlpBlock`.
     """
 
     tokens_mlp_dim: int
@@ -53,20 +57,22 @@ class MixerBlock(nn.Module):
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    exact_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Map f32[B, N, C] to f32[B, N, C]."""
+        mlp = partial(MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, exact_gelu=self.exact_gelu)
         drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
 
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
         y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
-        y = MlpBlock(self.tokens_mlp_dim, self.dropout_rate, self.dtype, name="token_mixing")(y, train=train)
+        y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
         y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
         x = x + drop_path(y)
 
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
-        y = MlpBlock(self.channels_mlp_dim, self.dropout_rate, self.dtype, name="channel_mixing")(y, train=train)
+        y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
         return x + drop_path(y)
 
 
@@ -87,6 +93,7 @@ class MlpMixer(nn.Module):
         stochastic_depth_rate: that of the last block; it grows linearly from 0 at the first.
         head_bias_init: start value of the head's bias; about ``-log(K)`` with sigmoid losses.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+        exact_gelu: as the PyTorch models of timm have it; the published Mixers were trained without.
     """
 
     num_classes: int
@@ -99,6 +106,7 @@ class MlpMixer(nn.Module):
     stochastic_depth_rate: float = 0.0
     head_bias_init: float = 0.0
     dtype: Any = jnp.float32
+    exact_gelu: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -117,6 +125,7 @@ class MlpMixer(nn.Module):
                 self.dropout_rate,
                 self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1),
                 self.dtype,
+                self.exact_gelu,
                 name=f"MixerBlock_{i}",
             )(x, train=train)
             expose(self, f"block_{i}", x)
@@ -131,21 +140,3 @@ class MlpMixer(nn.Module):
                 name="head",
             )(x)
         return x
-
-
-def embed_patches(images: jax.Array, patch_size: int | tuple[int, int], hidden_dim: int, dtype: Any) -> jax.Array:
-    """Project each patch to a token: f32[B, H, W, 3] -> f32[B, N, C]; called in a compact module."""
-    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    size = images.shape[1:3]
-    if min(patch) < 1 or size[0] % patch[0] or size[1] % patch[1]:
-        raise UserError(
-            f"images of {size[0]}x{size[1]} pixels cannot be cut into patches of {patch[0]}x{patch[1]}; "
-            "choose an image size that is a multiple of the patch size."
-        )
-    x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name="stem")(images)
-    return x.reshape(x.shape[0], -1, hidden_dim)  # [B, H/P, W/P, C] -> [B, N, C]
-
-
-def expose(module: nn.Module, name: str, x: jax.Array) -> None:
-    """Offer ``x`` as the intermediate ``name`` of the module."""
-    module.sow("intermediates", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new)

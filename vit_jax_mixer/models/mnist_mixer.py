@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.models.mixer import embed_patches, expose
+from vit_jax_mixer.models.layers import embed_patches, expose
 
 gelu = partial(nn.gelu, approximate=False)
 

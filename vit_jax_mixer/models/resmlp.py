@@ -1,0 +1,153 @@
+"""ResMLP (Touvron et al. 2021, arXiv 2105.03404, section 2 and figure 1).
+
+B images, H x W pixels, N tokens (patches), C channels of a token, K classes. A Mixer without
+LayerNorm, whose token mixing is one linear layer. The parameter tree is a Mixer's where it can be:
+``stem``, ``ResMlpBlock_0/token_mixing/kernel``, ..., ``pre_head_affine``, ``head``; the names of
+the published files are in `pretrained.names`.
+
+Everything starts as in the authors' code (facebookresearch/deit, ``resmlp_models.py``): linear
+kernels normal with deviation 0.02, their biases 0; kernel and bias of the stem uniform within
+``1 / sqrt(fan_in)``, which is PyTorch's start for a convolution that nobody initialises. The
+"truncated" normal there is cut at -2 and 2, a hundred deviations away, and so is a plain one.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax_mixer.models.layers import embed_patches, expose
+
+KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+class Affine(nn.Module):
+    """``scale * x + bias``, a number of each for a channel: the paper's Aff (alpha and beta).
+
+    Attributes:
+        scale_init: start value of the scale; the bias starts at 0.
+        use_bias: without a bias it is the paper's layer scale.
+        dtype: of the computation; parameters stay float32.
+    """
+
+    scale_init: float = 1.0
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map f32[..., C] to f32[..., C]."""
+        channels = x.shape[-1:]
+        shape = (1,) * (x.ndim - 1) + channels
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), channels)
+        y = x.astype(self.dtype) * scale.astype(self.dtype).reshape(shape)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, channels)
+            y = y + bias.astype(self.dtype).reshape(shape)
+        return y
+
+
+class ResMlpBlock(nn.Module):
+    """One linear layer across tokens, then an MLP across channels, each scaled and added to its input.
+
+    Attributes:
+        layerscale_init: start value of both layer scales.
+        mlp_ratio: hidden width of the MLP, in multiples of C.
+        stochastic_depth_rate: probability that an example skips a branch; branches that are
+            kept are divided by ``1 - rate``.
+        dtype: of the computation; parameters stay float32.
+    """
+
+    layerscale_init: float
+    mlp_ratio: float = 4
+    stochastic_depth_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]."""
+        tokens, channels = x.shape[1:]
+        drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
+        dense = partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=self.dtype)
+        layer_scale = partial(Affine, self.layerscale_init, use_bias=False, dtype=self.dtype)
+
+        y = Affine(dtype=self.dtype, name="Affine_0")(x)
+        y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
+        y = dense(tokens, name="token_mixing")(y)
+        y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
+        x = x + drop_path(layer_scale(name="LayerScale_0")(y))
+
+        y = Affine(dtype=self.dtype, name="Affine_1")(x)
+        y = dense(int(self.mlp_ratio * channels), name="Dense_0")(y)
+        y = dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
+        return x + drop_path(layer_scale(name="LayerScale_1")(y))
+
+
+class ResMlp(nn.Module):
+    """Patches, residual blocks, a last Aff, mean over tokens, linear head.
+
+    ``model.apply(variables, images, mutable=["intermediates"])`` also returns the tokens after
+    each block as ``block_0``, ``block_1``, ... (f32[B, N, C]) and ``pre_logits`` (f32[B, C]).
+
+    Attributes:
+        num_classes: K; 0 leaves out the head and gives the pooled features.
+        num_blocks: number of blocks.
+        patch_size: pixels of a patch's side, or (height, width).
+        hidden_dim: C, channels of a token.
+        layerscale_init: start value of the layer scales: the smaller, the deeper the model.
+        mlp_ratio: hidden width of the MLPs, in multiples of C.
+        stochastic_depth_rate: that of every block alike, as the paper trains.
+        dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+    """
+
+    num_classes: int
+    num_blocks: int
+    patch_size: int | tuple[int, int]
+    hidden_dim: int
+    layerscale_init: float
+    mlp_ratio: float = 4
+    stochastic_depth_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map normalised images f32[B, H, W, 3] to logits f32[B, K], or features f32[B, C].
+
+        With ``train=True`` and a rate above 0 it needs ``rngs={"dropout": key}``.
+
+        Raises:
+            UserError: the patch size does not divide the image size.
+        """
+        stem_init = uniform_by_fan_in(images.shape[-1], self.patch_size)
+        x = embed_patches(
+            images, self.patch_size, self.hidden_dim, self.dtype, kernel_init=stem_init, bias_init=stem_init
+        )
+        for i in range(self.num_blocks):
+            x = ResMlpBlock(
+                self.layerscale_init,
+                self.mlp_ratio,
+                self.stochastic_depth_rate,
+                self.dtype,
+                name=f"ResMlpBlock_{i}",
+            )(x, train=train)
+            expose(self, f"block_{i}", x)
+        x = Affine(dtype=self.dtype, name="pre_head_affine")(x)
+        x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
+        expose(self, "pre_logits", x)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)
+        return x
+
+
+def uniform_by_fan_in(image_channels: int, patch_size: int | tuple[int, int]) -> nn.initializers.Initializer:
+    """Return an initialiser uniform within ``1 / sqrt(fan_in)`` of the stem, for kernel and bias."""
+    fan_in = image_channels * math.prod((patch_size, patch_size) if isinstance(patch_size, int) else patch_size)
+
+    def init(key: Any, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
