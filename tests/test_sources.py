@@ -138,8 +138,8 @@ def test_a_name_like_no_other_does_not_list_a_thousand_datasets():
 @pytest.mark.parametrize(
     ("package", "name", "message"),
     [
-        ("datasets", "hf:cifar10", r"hf:cifar10 needs the package datasets: pip install 'vit_jax_mixer\[hf\]'"),
-        ("pyarrow", "manifest:x.parquet", r"x.parquet needs pyarrow to be read: pip install 'vit_jax_mixer\[hf\]'"),
+        ("datasets", "hf:cifar10", r"hf:cifar10 needs the package datasets: pip install -e '.\[hf\]'"),
+        ("pyarrow", "manifest:x.parquet", r"x.parquet needs pyarrow to be read: pip install -e '.\[hf\]'"),
     ],
 )
 def test_a_missing_package_is_one_sentence(monkeypatch, package, name, message):
