@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import io
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from PIL import Image, ImageEnhance
 from vit_jax_mixer import cli
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.images.decoding import to_array
-from vit_jax_mixer.data.pipeline import Dataset, Loader, Share
+from vit_jax_mixer.data.pipeline import Dataset, Loader, Share, cores
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 
@@ -67,12 +66,11 @@ def main(argv: list[str]) -> None:
 
 def table(found: dict[str, list[list[float]]]) -> None:
     """Print the medians, and their ratios to tf.data and to decoding on all cores."""
-    cores = os.cpu_count() or 1
     medians = {name: np.median(np.array(rounds), 0) for name, rounds in found.items()}
     rival = medians.get("tf.data", np.full(2, np.nan))
-    limit = medians.get("decode in one thread", np.full(2, np.nan))[0] * cores
+    limit = medians.get("decode in one thread", np.full(2, np.nan))[0] * cores()
     print(
-        f"{'':<22}{'images/s':>9}{'of tf.data':>12}{'of decode x ' + str(cores):>14}{'CPU µs/image':>14}   all rounds"
+        f"{'':<22}{'images/s':>9}{'of tf.data':>12}{'of decode x ' + str(cores()):>14}{'CPU µs/image':>14}   all rounds"
     )
     for name, (rate, cpu) in medians.items():
         rounds = ", ".join(f"{rate:,.0f}" for rate, _ in found[name])

@@ -156,7 +156,7 @@ def main(folder: Path) -> None:
             message = "loaded"
         except UserError as error:
             message = f"refused: {error}"
-        except Exception as error:
+        except Exception as error:  # the parent wants to see what should have been a UserError
             message = f"{type(error).__name__}: {error}"
         results[name] = message, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
     json.dump(results, sys.stdout)

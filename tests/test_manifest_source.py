@@ -1,0 +1,113 @@
+"""Tables of image files and labels: CSV, TSV and Parquet."""
+
+import cloudpickle
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.test_folder_source import failure, items
+from tests.test_sources import pixels, write_image
+from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.errors import UserError
+
+
+def write_table(path, text):
+    """Write the comma-separated table as CSV, TSV or Parquet."""
+    if path.suffix == ".parquet":
+        header, *rows = [line.split(",") for line in text.splitlines()]
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+        if all(label.isdigit() for label in columns["label"]):
+            columns["label"] = [int(label) for label in columns["label"]]
+        pq.write_table(pa.table(columns), path)
+    else:
+        path.write_text(text.replace(",", "\t") if path.suffix == ".tsv" else text, "utf-8-sig")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_a_manifest_names_files_labels_and_splits(tmp_path, suffix):
+    for i in range(4):
+        write_image(tmp_path / f"images/{i}.png", i)
+    path = tmp_path / f"list.{suffix}"
+    outside = tmp_path / "images/3.png"
+    write_table(
+        path,
+        f"split,path,note,label\ntrain,images/0.png,,dog\ntrain,images/1.png,,cat\n"
+        f"test,images/2.png,,dog\ntrain,{outside},,10\n",
+    )
+    train, test = (open_source(f"manifest:{path}", split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("10", "cat", "dog")
+    assert sorted(items(train)) == [(f"{tmp_path}/images/{i}.png", label) for i, label in ((0, 2), (1, 1), (3, 0))]
+    assert items(test) == [(f"{tmp_path}/images/2.png", 2)]
+    assert pixels(test.examples[0]["image"])[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_integers_are_classes_in_their_order(tmp_path, suffix):
+    path = tmp_path / f"list.{suffix}"
+    write_table(path, "path,label\na,10\nb,9\nc,09\n" if suffix == "csv" else "path,label\na,10\nb,9\nc,9\n")
+    source = open_source(f"manifest:{path}", "all")
+    assert source.class_names == ("9", "10")
+    files = {source.where(i): int(source.examples.labels[i]) for i in range(3)}
+    assert files == {f"{tmp_path}/a": 1, f"{tmp_path}/b": 0, f"{tmp_path}/c": 0}
+    (tmp_path / "classes.txt").write_text("10\n9\n")
+    assert open_source(f"manifest:{path}", "all[:50%]").class_names == ("10", "9")
+    (tmp_path / "classes.txt").write_text("10\n")
+    assert "the label '9', which" in failure(f"manifest:{path}", "all")
+
+
+def test_a_manifest_and_a_folder_have_one_order(tmp_path):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(20)]
+    for name in names:
+        write_image(tmp_path / name)
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in sorted(names)))
+    manifest = open_source(f"manifest:{tmp_path}/list.csv", "all[:70%]")
+    (tmp_path / "list.csv").unlink()  # which is no image
+    assert items(manifest) == items(open_source(f"folder:{tmp_path}", "all[:70%]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "has the column path not; its header is empty"),
+        (b"path,class\na,b\n", "has the column label not; its header is path, class"),
+        (b"path,label,label\na,b,c\n", "has the column label twice"),
+        (b"path,label\na,b\n\nc,\n", "line 4, has '' for its label"),
+        (b"path,label\na,b\nc\n", "line 3, has 1 cells, the header 2"),
+        (b'path,label\na,"b\n', "line 2, is not well formed"),
+        (b"path,label\n\xff,b\n", r"is not text in UTF-8 \(byte 11\)"),
+        (b"path,label\na\0,b\n", "line 2, has 'a.x00' for its path"),
+        (b"path,label,split\na,b,\n", "line 2, has '' for its split"),
+        (b"path,label,split\na,b,test\n", "has no split 'train'; did you mean|has no split 'train'. Known: test"),
+        (b"path,label\na,b\n", r"has no split 'train' \(cut it from 'all', as in all\[:90%\]\). Known: all"),
+        (b"path,label\n", "list.csv has no row; list the images"),
+    ],
+)
+def test_a_bad_manifest_is_one_sentence(tmp_path, text, message):
+    (tmp_path / "list.csv").write_bytes(text)
+    with pytest.raises(UserError, match=message) as error:
+        open_source(f"manifest:{tmp_path}/list.csv", "train")
+    assert str(error.value).startswith((f"{tmp_path}/list.csv", f"manifest:{tmp_path}/list.csv"))
+
+
+def test_a_bad_parquet_manifest_is_one_sentence(tmp_path):
+    path = tmp_path / "list.parquet"
+    for columns, message in [
+        ({"path": ["a"], "label": [0.5]}, "the column label is of type double"),
+        ({"path": [b"a"], "label": [1]}, "the column path is of type binary"),
+        ({"path": ["a", None], "label": [1, 2]}, "row 1, has '' for its path"),
+        ({"path": ["a"]}, "has the column label not"),
+    ]:
+        pq.write_table(pa.table(columns), path)
+        assert message in failure(f"manifest:{path}", "all")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "is not a whole Parquet file" in failure(f"manifest:{path}", "all")
+    path.unlink()
+    assert f"cannot read {path}" in failure(f"manifest:{path}", "all")
+
+
+def test_a_million_files_pickle_small(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"x/{i}.jpg,{i % 7}\n" for i in range(20_000)))
+    source = open_source(f"manifest:{tmp_path}/list.csv", "all[10%:]")
+    assert len(cloudpickle.dumps(source)) < 20_000 * 25
+    assert np.bincount(source.examples.sources[0].examples.labels).min() > 2_800
