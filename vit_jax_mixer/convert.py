@@ -38,40 +38,18 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, *, fo
     """
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
     from vit_jax_mixer import pretrained
-    from vit_jax_mixer.pretrained import formats, names
+    from vit_jax_mixer.pretrained import formats
 
     target = Path(target).expanduser()
     formats.check_target(target, force=force)
     tree, read_as = pretrained.read(source)
-    conventions = names.conventions_of(tree)
-    family = names.FAMILY[conventions[0]] if conventions else ""
-    write_as = _convention(family, target.suffix, to)
-    flat = names.from_ours(tree, write_as) if write_as != pretrained.OURS else pretrained.flatten(tree)
+    flat, family, write_as = pretrained.rename(tree, target.suffix, to)
     formats.write(target, flat, force=force)
     count = sum(value.size for value in flat.values())
     return (
         f"{source} -> {target}: {family or 'a model of ours'}, {count:,} parameters in {len(flat)} arrays, "
         f"names {read_as} -> {write_as}"
     )
-
-
-def _convention(family: str, suffix: str, to: str | None) -> str:
-    """Return the convention in which a family is written to a file of that suffix."""
-    from vit_jax_mixer import pretrained
-    from vit_jax_mixer.pretrained import names
-
-    if suffix == "":
-        if to:
-            raise UserError("a folder of Orbax holds our own names; leave out --to, or name a file.")
-        return family or pretrained.OURS
-    official = {"mixer": "mixer", "resmlp": "official_resmlp"}
-    if to is None:  # of the families only the Mixer has official names that are JAX's
-        wanted = f"timm_{family}" if suffix == ".safetensors" else family
-        return wanted if wanted in names.FAMILY else pretrained.OURS
-    wanted = f"timm_{family}" if to == "timm" else official.get(family, "")
-    if wanted not in names.FAMILY:
-        raise UserError(f"{family or 'this model'} has no {to} names; leave out --to for ours.")
-    return wanted
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vit_jax_mixer.pretrained.checks import Flat, check_dtype
 
 
 def read(path: Path) -> Flat:
-    """Return the parameters in a folder, with '/' between the parts of their names.
+    """Return the parameters in a folder, or their running mean where the run kept one, by name.
 
     The folder is a workdir or its ``checkpoints`` (the best checkpoint counts where the run kept
     one, or else the newest), a checkpoint in it, or what `write` made.
@@ -25,15 +25,16 @@ def read(path: Path) -> Flat:
         UserError: there is no checkpoint in it, it is damaged, or it holds something else.
     """
     try:
-        folder = epath.Path(_arrays_folder(path))
+        folder = epath.Path(arrays_folder(path))
     except OSError as error:
         raise UserError(f"cannot read the folder {path} ({error.strerror}); mend its permissions.") from error
     handler = ocp.PyTreeCheckpointHandler()
     try:
         metadata = handler.metadata(folder).tree
-        is_state = "opt_state" in metadata
-        if is_state:  # the parameters are read alone
-            metadata = {"params": metadata["params"]}
+        part = ""
+        if "opt_state" in metadata:  # a state, whose parameters are read alone
+            part = "ema" if metadata.get("ema") else "params"
+            metadata = {part: metadata[part]}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
         arrays = handler.restore(
             folder, args=ocp.args.PyTreeRestore(metadata, restore_args=arguments, partial_restore=True)
@@ -44,7 +45,7 @@ def read(path: Path) -> Flat:
     finally:
         handler.close()
     flat: Flat = {}
-    for name, value in traverse_util.flatten_dict(arrays["params"] if is_state else arrays, sep="/").items():
+    for name, value in traverse_util.flatten_dict(arrays[part] if part else arrays, sep="/").items():
         if not isinstance(value, np.ndarray):
             raise UserError(f"{folder}: {name} is no array; is it a checkpoint of a model?")
         check_dtype(name, value.dtype, folder)
@@ -66,8 +67,8 @@ def holds_arrays(path: Path) -> bool:
     return (path / "_METADATA").is_file() or (path / "manifest.ocdbt").is_file()
 
 
-def _arrays_folder(path: Path) -> Path:
-    """Return the folder of the arrays that a person means by a workdir or a part of one."""
+def arrays_folder(path: Path) -> Path:
+    """Return the folder of the arrays that a person means by a workdir or a part of one; see `read`."""
     path = path.absolute()
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints"
@@ -93,7 +94,7 @@ def _score(step: Path, best: str) -> float:
     value = _json(step / "metrics/metrics").get(best, math.nan) if best else math.nan
     if not isinstance(value, float) or not math.isfinite(value):
         return -math.inf
-    return -value if best.endswith("loss") else value
+    return -value if best.removesuffix("_ema").endswith("loss") else value
 
 
 def _json(path: Path) -> dict[str, Any]:

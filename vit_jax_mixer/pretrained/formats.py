@@ -163,7 +163,8 @@ def write_safetensors(path: Path, flat: Flat) -> None:
     """Write a ``.safetensors`` file with the mark that PyTorch's readers ask for."""
     # The library takes the memory as it lies, and so must not be given views of another order.
     arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in flat.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+    # Not by its `save_file`, whose files nobody else may read (mode 0600).
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
 
 
 READERS: Mapping[str, Callable[[Path], Flat]] = {

@@ -68,7 +68,7 @@ class Convention:
     """The names of one kind of file.
 
     Attributes:
-        family: 'mixer', 'resmlp' or 'gmlp'.
+        family: 'mixer', 'resmlp', 'resmlp_folded' or 'gmlp'.
         rows: the table; the first row that fits a name counts.
     """
 
@@ -268,6 +268,11 @@ OFFICIAL_RESMLP = (
     *_affine("norm", "pre_head_affine", SAME),
     *_layer("head", "head"),
 )
+# What `models.resmlp.fold` makes of it; our names, as there are no others.
+FOLDED_RESMLP = (
+    *(row for row in _native(TIMM_RESMLP) if not re.search("/Affine_|/LayerScale_|/token_mixing/bias", row.ours)),
+    *_rows("ResMlpBlock_{i}", "ResMlpBlock_{i}", {"/token_scale": "token_scale", "/token_bias": "token_bias"}),
+)
 
 # Names before Linen, as google-research/big_vision (models/mlp_mixer.py, `load`) still reads them.
 # All submodules of a module shared one counter then, hence the {n}. Which axes of length 1 the
@@ -292,6 +297,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "timm_resmlp": Convention("resmlp", TIMM_RESMLP),
     "timm_gmlp": Convention("gmlp", TIMM_GMLP),
     "resmlp": Convention("resmlp", _native(TIMM_RESMLP)),
+    "resmlp_folded": Convention("resmlp_folded", FOLDED_RESMLP),
     "gmlp": Convention("gmlp", _native(TIMM_GMLP)),
 }
 FAMILY: Mapping[str, str] = {key: convention.family for key, convention in CONVENTIONS.items()}

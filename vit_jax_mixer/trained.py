@@ -1,0 +1,172 @@
+"""A model that is ready for use, by a published name, a workdir, an export or a file of weights.
+
+What a model reads and answers stands in ``model.json`` (`About`), which training writes to the
+workdir and `export` beside its files. A bare file of weights tells it by the shapes in it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer.data import images
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.pretrained import class_names, registry, shapes
+
+Tree = dict[str, Any]
+FILE = "model.json"
+CARD = "card.json"  # marks a folder as an export
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a user of the weights must know.
+
+    Attributes:
+        model: the fields of `models.create`: name, num_classes, and any others.
+        image_shape: (h, w, c) of an image as the model reads it.
+        eval_ops: what brings an image there; operations of docs/data.md.
+        class_names: one for each logit; empty if they have none.
+        source: where the weights come from.
+        licence: of the weights; '' if they are one's own.
+        probabilities: what makes them of logits, by the loss of the training: 'softmax' or 'sigmoid'.
+    """
+
+    model: Mapping[str, Any]
+    image_shape: tuple[int, int, int]
+    eval_ops: str
+    class_names: tuple[str, ...]
+    source: str
+    licence: str = ""
+    probabilities: str = "softmax"
+
+    def write(self, folder: Path) -> None:
+        """Write ``model.json``, at once or not at all."""
+        new = folder / f"{FILE}.new"
+        new.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> "About":
+        """Read a folder's ``model.json``.
+
+        Raises:
+            UserError: there is none, or it does not say what it must.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise UserError(f"there is no {path}, which training and export write; give a folder that has one.")
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields["image_shape"] = tuple(int(size) for size in fields["image_shape"])
+            fields["class_names"] = tuple(map(str, fields["class_names"]))
+            if len(fields["image_shape"]) != 3 or not isinstance(fields["model"], dict):
+                raise ValueError("its image_shape or model is of another form")
+            if len(fields["class_names"]) not in (0, fields["model"]["num_classes"]):
+                raise ValueError(f"{len(fields['class_names'])} class_names are not one for each class")
+            if fields.get("probabilities", "softmax") not in PROBABILITIES:
+                raise ValueError(f"its probabilities are none of {', '.join(PROBABILITIES)}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read as the description of a model ({error}); mend it.") from error
+        return specs.call(cls, fields, str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model and its weights.
+
+    Attributes:
+        about: what it reads and answers.
+        module: the Flax module.
+        ops: its operations of evaluation, on the host and on the device.
+        params: the parameters, in our names.
+    """
+
+    about: About
+    module: nn.Module
+    ops: images.Ops
+    params: Tree
+
+    def outputs(self, params: Tree, batch: jax.Array) -> dict[str, jax.Array]:
+        """Compute what the model says of images; pure, to be jitted.
+
+        Args:
+            params: `params`, on the device.
+            batch: u8[B, h, w, c], as the host operations leave images.
+
+        Returns:
+            'logits' and 'probabilities' f32[B, K], where the model has a head, and 'features' f32[B, C],
+            pooled, before it.
+        """
+        scaled, _ = self.ops.on_device(batch)
+        logits, state = self.module.apply({"params": params}, scaled, train=False, mutable=["intermediates"])
+        found = {"features": jnp.asarray(state["intermediates"]["pre_logits"], jnp.float32)}
+        if self.about.model["num_classes"]:
+            found |= {"logits": logits, "probabilities": PROBABILITIES[self.about.probabilities](logits)}
+        return found
+
+
+def open_model(reference: str, *, eval_ops: str = "") -> Trained:
+    """Return a model that is ready for use.
+
+    Args:
+        reference: a published name, as 'Mixer-B/16:imagenet1k'; a workdir or an export; a file of
+            weights, or its address.
+        eval_ops: operations in the place of the model's own; '' for those.
+
+    Raises:
+        UserError: there is no such model, its weights do not fit, or the operations do not.
+    """
+    path = pretrained.locate(reference)
+    tree, convention = pretrained.read(_weights(path))
+    about = About.read(path) if (path / FILE).is_file() else _about_file(reference, tree, convention)
+    if eval_ops:
+        about = dataclasses.replace(about, eval_ops=eval_ops)
+    # How a training saves time and memory changes nothing here but the layout of the parameters.
+    fields = {name: value for name, value in about.model.items() if name not in ("scan", "remat")}
+    module = specs.call(models.create, fields, f"{reference}: model")
+    ops = images.parse(about.eval_ops, "--ops" if eval_ops else f"{reference}: eval_ops")
+    if not ops.scales:
+        raise UserError(f"the operations {about.eval_ops!r} give bytes of 0 to 255; end them with value_range(-1, 1).")
+    image = jax.ShapeDtypeStruct((1, *about.image_shape), np.float32)
+    like = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    return Trained(about, module, ops, pretrained.fill(like, tree, new=(), where=reference))
+
+
+def _weights(path: Path) -> Path:
+    """Return the file of weights where ``path`` is an export, or else ``path``."""
+    if not (path / CARD).is_file():
+        return path
+    for name in ("model.safetensors", "model.npz"):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"the export {path} holds no weights that can be read; export again, with --format=safetensors.")
+
+
+def _about_file(reference: str, tree: Tree, convention: str) -> About:
+    """Describe weights without a ``model.json``: by the registry, or else by their shapes."""
+    model, shape = shapes.infer(tree, convention, reference)
+    published = registry.lookup(reference)
+    if published:
+        return About(
+            {**model, **published.model},
+            shape,
+            published.eval_ops,
+            class_names.of(published.class_set),
+            f"{published.source} ({published.url})",
+            published.licence,
+        )
+    # The evaluation that is usual for weights of ImageNet, whose classes are told by their number.
+    crop = (
+        f"resize_small({round(shape[0] / 0.875)})|center_crop({shape[0]})" if shape[0] >= 64 else f"resize({shape[0]})"
+    )
+    ops = f"decode({shape[2]})|{crop}|{shapes.SCALES[model['name']]}"
+    return About(model, shape, ops, class_names.of("imagenet1k" if model["num_classes"] == 1000 else ""), reference)
