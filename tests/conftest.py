@@ -13,5 +13,21 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_folder.name}/compiled"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402 # after the environment is set
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The workdir of a short run on the digits, which learns some of them."""
+    from configs import digits
+    from vit_jax_mixer.train import train_and_evaluate
+
+    config = digits.get_config()
+    config.steps = config.eval_every = config.checkpoint.every = 60
+    config.model.num_blocks = 2
+    config.optim.warmup_steps = 10
+    workdir = tmp_path_factory.mktemp("digits_run")
+    train_and_evaluate(config, workdir)
+    return workdir

@@ -1,6 +1,8 @@
 """What every command shares: how it starts and how it ends."""
 
 import io
+import logging as std_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,7 +26,8 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    logging.set_verbosity(logging.ERROR)  # the libraries' chatter; ours goes through `metrics`
+    logging.set_verbosity(logging.FATAL)  # the libraries' chatter; what a user must know comes as an exception
+    std_logging.getLogger("concurrent.futures").setLevel(std_logging.CRITICAL)  # Orbax's, after a failed save
 
     def guarded(function, argv):
         try:
@@ -33,5 +36,8 @@ def run(
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             sys.exit(interrupted)
+        except BrokenPipeError:  # the reader has had enough, as in `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has a place
+            sys.exit(1)
 
     app.run(lambda argv: guarded(main, argv), flags_parser=lambda argv: guarded(parse_flags, argv))

@@ -29,6 +29,17 @@ class Files:
     ends: np.ndarray
     labels: np.ndarray
 
+    @classmethod
+    def of(cls, root: str, files: Sequence[tuple[str, int]]) -> "Files":
+        """Return the files, given as (path below ``root``, label), in that order."""
+        names = [os.fsencode(path) for path, _ in files]
+        return cls(
+            root,
+            np.frombuffer(b"".join(names), np.uint8),
+            np.cumsum([len(name) for name in names], dtype=np.int64),
+            np.array([label for _, label in files], np.int32),
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -63,14 +74,7 @@ def source_of_files(root: Path, files: Iterable[tuple[str, int]], class_names: S
         path = os.fsencode(file[0])
         return hashlib.blake2b(path, digest_size=8).digest(), path
 
-    ordered = sorted(files, key=key)
-    names = [os.fsencode(path) for path, _ in ordered]
-    examples = Files(
-        str(root),
-        np.frombuffer(b"".join(names), np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-        np.array([label for _, label in ordered], np.int32),
-    )
+    examples = Files.of(str(root), sorted(files, key=key))
     return Source(examples, tuple(class_names), examples.where)
 
 

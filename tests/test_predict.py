@@ -1,0 +1,213 @@
+"""`python -m vit_jax_mixer.predict`, and what it is made of."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.helpers import assert_one_sentence, command
+from vit_jax_mixer import pretrained
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.inference import even_batches
+from vit_jax_mixer.predictions import Prediction, as_json, as_text, find_images, predict, save_features
+from vit_jax_mixer.pretrained import formats
+from vit_jax_mixer.trained import open_model
+
+
+def digit(index):
+    """Return u8[8, 8, 1], one of the embedded digits."""
+    return (load_digits().images[index] * 255 / 16).round().astype(np.uint8)[..., None]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seven digits in two folders, two files that are no images, and others that are not looked at."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "b/deep").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for i, name in enumerate(["a.png", "b/deep/z.PNG", "b/ä.png", "c1.png", "c10.png", "c2.png", "d.bmp"]):
+        Image.fromarray(digit(i)[..., 0]).save(folder / name)
+    (folder / "b/empty.jpg").write_bytes(b"")
+    (folder / "z.png").write_bytes(b"no image")
+    for name in ("b/notes.txt", ".cache/x.png", ".hidden.png"):
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+GOOD = ["a.png", "b/deep/z.PNG", "b/ä.png", "c1.png", "c10.png", "c2.png", "d.bmp"]
+ALL = ["a.png", "b/deep/z.PNG", "b/empty.jpg", "b/ä.png", "c1.png", "c10.png", "c2.png", "d.bmp", "z.png"]
+
+
+@pytest.fixture(scope="module")
+def trained(digits_run):
+    return open_model(str(digits_run))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_answers_are_those_of_each_image_alone(trained, photos, batch_size):
+    paths = [str(photos / name) for name in ALL]
+    bad = []
+    found = list(predict(trained, paths, top=3, batch_size=batch_size, on_bad=bad.append))
+    assert [p.file for p in found] == [str(photos / name) for name in GOOD]
+    assert len(bad) == 2
+    assert "b/empty.jpg: it cannot be decoded" in bad[0]
+    assert "z.png: it cannot be decoded" in bad[1]
+    alone = jax.jit(trained.outputs)
+    for i, prediction in enumerate(found):
+        expected = jax.device_get(alone(trained.params, digit(i)[None]))
+        probabilities = expected["probabilities"][0]
+        best = np.argsort(-probabilities)[:3]
+        assert [number for number, _, _ in prediction.classes] == best.tolist()
+        assert [name for _, name, _ in prediction.classes] == [str(k) for k in best]
+        np.testing.assert_allclose([p for _, _, p in prediction.classes], probabilities[best], rtol=1e-4)
+        np.testing.assert_allclose(prediction.features, expected["features"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_there_are_no_more_answers_than_classes(trained, photos):
+    (found,) = predict(trained, [str(photos / "a.png")], top=99, batch_size=1, on_bad=pytest.fail)
+    assert sorted(number for number, _, _ in found.classes) == list(range(10))
+    assert sum(p for _, _, p in found.classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_without_names_tells_numbers(trained, photos):
+    nameless = dataclasses.replace(trained, about=dataclasses.replace(trained.about, class_names=()))
+    (found,) = predict(nameless, [str(photos / "a.png")], top=1, batch_size=1, on_bad=pytest.fail)
+    assert found.classes[0][:2] == (0, "0")
+
+
+def test_an_image_of_another_size_is_told_with_the_operations(trained, tmp_path):
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "a.png")
+    bad = []
+    assert not list(predict(trained, [str(tmp_path / "a.png")], top=1, batch_size=1, on_bad=bad.append))
+    assert bad[0].startswith(f"{tmp_path}/a.png: the operations 'decode(1)|value_range(-1, 1)' give an image of shape")
+    assert "(9, 8, 1), the model reads (8, 8, 1); mend them with --ops" in bad[0]
+
+
+def test_outputs_that_are_not_finite_are_an_error(trained, photos):
+    broken = dataclasses.replace(trained, params=jax.tree.map(lambda x: x + np.inf, trained.params))
+    with pytest.raises(UserError, match="are not all finite"):
+        list(predict(broken, [str(photos / "a.png")], top=1, batch_size=1, on_bad=pytest.fail))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "devices", "size"),
+    [(1, 32, 1, 1), (1, 32, 8, 8), (32, 32, 1, 32), (33, 32, 1, 17), (33, 32, 2, 18), (100, 32, 1, 25), (5, 1, 2, 2)],
+)
+def test_batches_are_even(count, most, devices, size):
+    assert even_batches(count, most, devices) == size
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("a.png", ["a.png"]),
+        ("b/notes.txt", ["b/notes.txt"]),  # what is named is tried
+        ("", ALL),
+        ("b/", ["b/deep/z.PNG", "b/empty.jpg", "b/ä.png"]),
+        ("c?.png", ["c1.png", "c2.png"]),
+        ("c*.png", ["c1.png", "c10.png", "c2.png"]),
+        ("**/*.png", ["a.png", "b/ä.png", "c1.png", "c10.png", "c2.png", "z.png"]),
+        ("b*", ["b/deep/z.PNG", "b/empty.jpg", "b/ä.png"]),
+        ("b/**", ["b/deep/z.PNG", "b/empty.jpg", "b/notes.txt", "b/ä.png"]),  # each once
+    ],
+)
+def test_files_folders_and_patterns_are_found(photos, argument, expected):
+    found = find_images(os.path.join(photos, argument))
+    assert [os.path.relpath(path, photos) for path in found] == expected
+
+
+def test_a_file_with_a_pattern_for_a_name_is_itself(tmp_path):
+    (tmp_path / "[1].png").touch()
+    (tmp_path / "1.png").touch()
+    assert find_images(f"{tmp_path}/[1].png") == [f"{tmp_path}/[1].png"]
+
+
+def test_a_name_that_is_not_utf8_is_read(trained, photos, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    os.link(photos / "a.png", path)
+    found = list(predict(trained, find_images(str(tmp_path)), top=1, batch_size=1, on_bad=pytest.fail))
+    assert found[0].file == path
+    save_features(tmp_path / "f.npz", found)
+    with np.load(tmp_path / "f.npz") as saved:
+        assert saved["files"].tolist() == [path]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("x.png", r"there is no file or folder '.*x\.png'"),
+        ("*.jpg", r"no image matches '.*\*\.jpg'"),
+        (".cache/../b/none", "there is no file or folder"),
+    ],
+)
+def test_what_is_not_there_is_told(photos, argument, message):
+    with pytest.raises(UserError, match=message):
+        find_images(os.path.join(photos, argument))
+
+
+def test_a_folder_without_images_is_told(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds no image \(\.jpg, "):
+        find_images(str(tmp_path))
+
+
+def test_the_command_goes_on_past_bad_files(digits_run, photos, tmp_path):
+    result = command("predict", f"--model={digits_run}", "--json", "--top=2", f"--features={tmp_path}/f.npz", photos)
+    assert result.returncode == 1
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["file"] for answer in answers] == [str(photos / name) for name in GOOD]
+    assert set(answers[0]["predictions"][0]) == {"class", "name", "probability"}
+    assert all(len(answer["predictions"]) == 2 for answer in answers)
+    reasons = result.stderr.splitlines()
+    assert reasons[0].startswith(f"{photos}/b/empty.jpg: it cannot be decoded")
+    assert reasons[1].startswith(f"{photos}/z.png: it cannot be decoded")
+    assert reasons[2:] == ["error: 2 of 9 files could not be read; they are named above."]
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as saved:
+        assert saved["files"].tolist() == [answer["file"] for answer in answers]
+        assert (saved["features"].shape, saved["features"].dtype) == ((7, 64), np.float32)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_the_command_prints_for_people(digits_run, photos):
+    result = command("predict", f"--model={digits_run}", "--top=1", photos / "a.png", f"{photos}/c*.png")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [str(photos / name) for name in ("a.png", *GOOD[3:6])]
+    assert len({line.index(" %  ") for line in lines}) == 1
+    assert not result.stderr
+
+
+def test_several_classes_make_a_block_and_a_line_of_json():
+    found = Prediction("a b.png", ((1, "one", 0.98765432), (0, "nöne", 1e-9)), np.zeros(1))
+    assert as_text(found, 20) == "a b.png\n   98.77 %  one\n    0.00 %  nöne"
+    assert json.loads(as_json(found)) == {
+        "file": "a b.png",
+        "predictions": [
+            {"class": 1, "name": "one", "probability": 0.9876543},
+            {"class": 0, "name": "nöne", "probability": 1e-9},
+        ],
+    }
+    assert as_json(found).isascii()
+
+
+def test_a_model_without_a_head_gives_features(digits_run, photos, tmp_path):
+    flat = pretrained.flatten(pretrained.load(digits_run))
+    formats.write(tmp_path / "a.npz", {name: value for name, value in flat.items() if not name.startswith("head/")})
+    ops, image = "decode(1)|value_range(-1, 1)", str(photos / "a.png")
+    headless = open_model(str(tmp_path / "a.npz"), eval_ops=ops)
+    (found,) = predict(headless, [image], top=5, batch_size=1, on_bad=pytest.fail)
+    assert found.classes == ()
+    assert found.features.shape == (64,)
+    result = command("predict", f"--model={tmp_path}/a.npz", f"--ops={ops}", image)
+    assert_one_sentence(result, "has no head", "--features=FILE.npz")
+
+
+def test_what_is_missing_is_told(tmp_path):
+    assert_one_sentence(command("predict", "a.png"), "no --model given")
+    assert_one_sentence(command("predict", "--model=x"), "name images")
+    assert_one_sentence(command("predict", "--model=x", f"--features={tmp_path}/none/f.npz", "a.png"), "--features")

@@ -1,0 +1,104 @@
+"""Evaluate a model: `python -m vit_jax_mixer.evaluate --model=runs/digits --data=tfds:sklearn_digits`.
+
+It prints how many images are classified right, the loss and the calibration error, and writes to --out:
+
+metrics.json    the same figures, and which images were skipped
+per_class.csv   how many images of each class there are, and how many are right
+confusion.csv   the confusion matrix; above 2,000 classes a row for each pair that occurs
+confusion.png   its picture; none above 2,000 classes
+
+Every image counts once. Predictions are among all classes of the model, also where the data have
+only some of them; the matrix then has those of the data and those predicted.
+
+With --probe='ridge(5)|knn(20)|logistic', simple classifiers of the frozen features take the place of
+the model's head: they learn from --probe_split and are tried on --split, whose classes may be any.
+It prints their accuracies and writes them to metrics.json.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.errors import UserError
+
+T = TypeVar("T")
+
+_MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
+_DATA = flags.DEFINE_string("data", None, "A dataset, as tfds:sklearn_digits or folder:photos; see docs/data.md.")
+_SPLIT = flags.DEFINE_string("split", "test", "What of it, as test, or train[-500:].")
+_OUT = flags.DEFINE_string("out", "evaluation", "The folder that takes the files; older ones there are replaced.")
+_OPS = flags.DEFINE_string("ops", "", "Image operations in the place of the model's own; see docs/data.md.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "About how many images are run at a time.", lower_bound=1)
+_BAD = flags.DEFINE_enum("on_bad_example", "stop", ["stop", "skip"], "What to do about an image that cannot be read.")
+_PROBE = flags.DEFINE_string("probe", "", "Probes of the features: ridge(shots), knn(k), logistic; joined by |.")
+_PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "What of the dataset the probes learn from.")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate what the flags say."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag; flags begin with -- as in --data=folder:photos.")
+    if not _MODEL.value:
+        raise UserError("no --model given; name one, as --model=runs/digits or --model=Mixer-B/16:imagenet1k.")
+    if not _DATA.value:
+        raise UserError("no --data given; name a dataset, as --data=tfds:sklearn_digits or --data=folder:photos.")
+    out = Path(_OUT.value).expanduser()
+    _or_user_error(out, lambda: out.mkdir(parents=True, exist_ok=True))
+    if _PROBE.value:
+        return _evaluate_by_probes(_MODEL.value, _DATA.value, out)
+    # Imported here, so that a typo in a flag is answered before JAX is loaded.
+    from vit_jax_mixer.data.sources import open_source
+    from vit_jax_mixer.evaluation import evaluate, report
+    from vit_jax_mixer.trained import open_model
+
+    source = open_source(_DATA.value, _SPLIT.value)
+    trained = open_model(_MODEL.value, eval_ops=_OPS.value)
+    found = evaluate(
+        trained, source, _DATA.value, batch_size=_BATCH_SIZE.value, skip_bad=_BAD.value == "skip", on_skipped=_complain
+    )
+    given = {"model": _MODEL.value, "data": _DATA.value, "split": _SPLIT.value, "ops": trained.about.eval_ops}
+    files = _or_user_error(out, lambda: report.write(out, found, given))
+    print(f"{_MODEL.value} on {_DATA.value}, {_SPLIT.value}")
+    for line in report.lines(found):
+        print(line)
+    print(f"{out} has {', '.join(files)}")
+
+
+def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
+    """Try probes of the features in the place of the model's head."""
+    from vit_jax_mixer import probes
+    from vit_jax_mixer.data.sources import open_source
+    from vit_jax_mixer.evaluation import probing
+    from vit_jax_mixer.trained import open_model
+
+    chosen = probes.parse(_PROBE.value, "--probe")
+    train, test = (open_source(data, split) for split in (_PROBE_SPLIT.value, _SPLIT.value))
+    trained = open_model(model, eval_ops=_OPS.value)
+    how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=_BAD.value == "skip", on_skipped=_complain)
+    figures = probing.probe(trained, chosen, train, test, data, **how)
+    given = {"model": model, "data": data, "split": _SPLIT.value, "ops": trained.about.eval_ops}
+    told = {**given, "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
+    _or_user_error(out, lambda: (out / "metrics.json").write_text(json.dumps(told, indent=2) + "\n"))
+    print(f"{model} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}")
+    for name, value in figures.items():
+        print(f"  {name:18}  {100 * value:.2f} %")
+
+
+def _or_user_error(out: Path, act: Callable[[], T]) -> T:
+    try:
+        return act()
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}); choose another --out.") from error
+
+
+def _complain(reason: str) -> None:
+    print(f"skipped: {reason}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,87 @@
+"""How good predictions are: figures of one row an example, N in all, and K classes."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class PerClass:
+    """What the examples of each class give.
+
+    Attributes:
+        count: i64[K], examples of the class.
+        correct: i64[K], those of them that are predicted as it.
+    """
+
+    count: np.ndarray
+    correct: np.ndarray
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """f64[K], the share of the class that is predicted as it; NaN for a class without examples."""
+        return np.divide(self.correct, self.count, out=np.full(len(self.count), np.nan), where=self.count > 0)
+
+
+def per_class(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> PerClass:
+    """Count by class.
+
+    Args:
+        labels: i32[N].
+        predictions: i32[N].
+        num_classes: K.
+    """
+    return PerClass(
+        count=np.bincount(labels, minlength=num_classes),
+        correct=np.bincount(labels[labels == predictions], minlength=num_classes),
+    )
+
+
+def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return i64[M, 3], rows of (label, prediction, how often), for the pairs that occur, in their order."""
+    pairs, counts = np.unique(labels.astype(np.int64) * num_classes + predictions, return_counts=True)
+    return np.stack([*np.divmod(pairs, num_classes), counts], axis=1)
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3).
+
+    It is the mean distance of confidence and accuracy over bins of equal width, weighted by their
+    examples; bin m of M is for confidences above (m - 1) / M, up to m / M.
+
+    Args:
+        confidences: f32[N], the probability of what is predicted.
+        correct: bool[N].
+        bins: M.
+    """
+    of_bin = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(of_bin, weights=correct.astype(np.float64) - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def summary(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    in_top: np.ndarray,
+    losses: np.ndarray,
+    confidences: np.ndarray,
+    num_classes: int,
+) -> dict[str, float]:
+    """Return the figures of a whole evaluation.
+
+    Args:
+        labels: i32[N].
+        predictions: i32[N], the likeliest class.
+        in_top: bool[N], whether the label is among the likeliest five.
+        losses: f32[N].
+        confidences: f32[N], the probability of the prediction.
+        num_classes: K.
+    """
+    correct = labels == predictions
+    return {
+        "accuracy": float(correct.mean()),
+        "top5_accuracy": float(in_top.mean()),
+        "mean_class_accuracy": float(np.nanmean(per_class(labels, predictions, num_classes).accuracy)),
+        "loss": float(losses.mean(dtype=np.float64)),
+        "calibration_error": calibration_error(confidences, correct),
+    }

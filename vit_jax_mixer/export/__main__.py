@@ -1,0 +1,40 @@
+"""Export a trained model: `python -m vit_jax_mixer.export --model=runs/digits digits_export`.
+
+The folder then holds the model as StableHLO, ONNX and safetensors, each checked against the model
+itself, and a model card that says how to run them. It appears when it is complete.
+"""
+
+from absl import flags
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
+_FORMAT = flags.DEFINE_list("format", ["stablehlo", "onnx", "safetensors"], "What to write.")
+_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "What the StableHLO runs on; rocm is known too.")
+_FOLD = flags.DEFINE_bool("fold", False, "Merge the Aff and layer scales of a ResMLP with their neighbours.")
+_FORCE = flags.DEFINE_bool("force", False, "Replace the folder if it is an export.")
+
+
+def main(argv: list[str]) -> None:
+    """Export the model to the folder that is named."""
+    if not _MODEL.value:
+        raise UserError("no --model given; name one, as --model=runs/digits or --model=Mixer-B/16:imagenet1k.")
+    if len(argv) != 2:
+        raise UserError("name one folder to write, as in `python -m vit_jax_mixer.export --model=runs/digits out`.")
+    # Imported here, so that a typo in a flag is answered before JAX is loaded.
+    from vit_jax_mixer.export.writing import export
+
+    for line in export(
+        _MODEL.value,
+        argv[1],
+        formats=_FORMAT.value,
+        platforms=_PLATFORMS.value,
+        fold=_FOLD.value,
+        force=_FORCE.value,
+    ):
+        print(line)
+
+
+if __name__ == "__main__":
+    cli.run(main)

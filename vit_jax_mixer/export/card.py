@@ -1,0 +1,241 @@
+"""What goes with an export: ``card.json`` for programs, and the same as ``MODEL_CARD.md`` for people."""
+
+import dataclasses
+import datetime
+import hashlib
+import inspect
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit_jax_mixer import __version__, pretrained, specs
+from vit_jax_mixer.data import images
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.export.files import Written
+from vit_jax_mixer.pretrained import folder as checkpoints
+from vit_jax_mixer.trained import CARD, FILE, Trained
+
+TEXT = "MODEL_CARD.md"
+Card = dict[str, Any]
+
+
+def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, Written]) -> None:
+    """Write both cards.
+
+    Args:
+        trained: the model as it was exported.
+        reference: what was asked for.
+        folder: holds the other files.
+        written: by format.
+    """
+    about = trained.about
+    height, width, channels = about.image_shape
+    images_like = jax.ShapeDtypeStruct((1, *about.image_shape), "uint8")
+    outputs = jax.eval_shape(trained.outputs, trained.params, images_like)
+    card = {
+        "model": dict(about.model),
+        "exported_from": reference,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "source": about.source,
+        "licence": about.licence,
+        "parameters": sum(value.size for value in jax.tree.leaves(trained.params)),
+        "input": {"name": "images", "dtype": "uint8", "shape": ["b", height, width, channels], "range": [0, 255]},
+        "outputs": {name: {"dtype": "float32", "shape": ["b", *like.shape[1:]]} for name, like in outputs.items()},
+        "probabilities": about.probabilities,
+        "preprocessing": _operations(about.eval_ops),
+        **_history(pretrained.locate(reference)),
+        "formats": {name: dataclasses.asdict(done) for name, done in written.items()},
+        "versions": {
+            "vit_jax_mixer": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jax", "flax", *(("onnx",) if "onnx" in written else ()))},
+        },
+        "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / TEXT).write_text(_text(card, len(about.class_names)), encoding="utf-8")
+
+
+def _operations(eval_ops: str) -> list[dict[str, str]]:
+    """Return the operations with what they do, and who does it: 'you', or 'the model'."""
+    found = []
+    for part in eval_ops.split("|"):
+        name, _, _ = specs.parse(part, "eval_ops")
+        inside = name in images.DEVICE_OPS
+        function = (images.DEVICE_OPS if inside else images.HOST_OPS)[name]
+        does = (inspect.getdoc(function) or "").partition("\n")[0]
+        found.append({"operation": part.strip(), "does": does, "by": "the model" if inside else "you"})
+    return found
+
+
+def _history(path: Path) -> dict[str, Any]:
+    """Return the config of the run that the weights come from, and the evaluation of their checkpoint.
+
+    Raises:
+        UserError: what a run or an export wrote of it is damaged.
+    """
+    names = ("config", "evaluation")
+    try:
+        if (path / CARD).is_file():
+            return {name: _json(path / CARD)[name] for name in names}
+        config = _json(path / "config.json") if (path / "config.json").is_file() else None
+        return dict(zip(names, (config, _evaluation_of(path)), strict=True))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: its {CARD}, config.json or metrics.jsonl cannot be read ({error}); mend or remove it."
+        ) from error
+
+
+def _evaluation_of(workdir: Path) -> dict[str, Any] | None:
+    """Return the line of ``metrics.jsonl`` for the checkpoint whose parameters are taken; None if there is none."""
+    if not ((workdir / "metrics.jsonl").is_file() and (workdir / "checkpoints").is_dir()):
+        return None
+    step = checkpoints.arrays_folder(workdir).parent.name
+    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    scores = [line for line in lines if str(line["step"]) == step and not any(n.startswith("train/") for n in line)]
+    return scores[-1] if scores else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _text(card: Card, named: int) -> str:
+    model = card["model"]
+    fields = ", ".join(f"{name} {value}" for name, value in model.items() if name not in ("name", "num_classes"))
+    facts = {
+        "Parameters": f"{card['parameters']:,}",
+        "Exported from": f"{card['exported_from']}, {card['date']}",
+        "Weights": card["source"],
+        "Licence": card["licence"] or "not stated",
+        "Classes": _classes(card, named),
+        "Evaluation": _evaluation(card["evaluation"]),
+        "Computes in": "float32",
+        "Made with": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
+    }
+    table = _table(("Model", model["name"] + (f" ({fields})" if fields else "")), facts.items())
+    sections = [f"# {model['name']}", table, _input(card), _outputs(card)]
+    sections += [_run(card, name) for name in card["formats"]]
+    sections += ["## Files", _files(card)]
+    if card["config"]:
+        sections += [
+            "## Config of the training",
+            _code("json", json.dumps(card["config"], indent=2, ensure_ascii=False)),
+        ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _classes(card: Card, named: int) -> str:
+    count = card["model"]["num_classes"]
+    return f"{count:,}" + (f", named in `{FILE}`" if named else "") if count else "none: it has no head"
+
+
+def _evaluation(scores: dict[str, Any] | None) -> str:
+    if not scores:
+        return "not known"
+    values = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if name != "step")
+    return f"{values}, after {scores['step']:,} steps"
+
+
+def _input(card: Card) -> str:
+    shape = ", ".join(map(str, card["input"]["shape"]))
+    colours = "grey" if card["input"]["shape"][-1] == 1 else "RGB"
+    steps = [
+        f"{i}. `{op['operation']}`{', inside the model' * (op['by'] == 'the model')}: {op['does']}"
+        for i, op in enumerate(card["preprocessing"], 1)
+    ]
+    return (
+        f"## Input\n\n`images`: uint8 [{shape}], from 0 to 255, channels last ({colours}), for any b.\n"
+        "What makes them of a file:\n\n" + "\n".join(steps)
+    )
+
+
+def _outputs(card: Card) -> str:
+    meaning = {
+        "logits": "a number for each class",
+        "probabilities": f"{card['probabilities']} of the logits",
+        "features": "pooled, before the head",
+    }
+    rows = [
+        (f"`{name}`", f"{like['dtype']} [{', '.join(map(str, like['shape']))}]", meaning[name])
+        for name, like in card["outputs"].items()
+    ]
+    return "## Outputs\n\n" + _table(("name", "type", "meaning"), rows)
+
+
+def _run(card: Card, name: str) -> str:
+    """Return the section of a format."""
+    title, needs, code = _HOW[name]
+    done = card["formats"][name]
+    sentences = [done["note"]]
+    if done["difference"] is not None:
+        by = f"differs by {done['difference']:.1e} of the largest output" if done["difference"] else "is the same"
+        sentences.append(f"Compared with the model itself on random images, it {by}.")
+    sentences.append(needs.format(**card["versions"]))
+    return f"## {title}\n\n{' '.join(sentences)}\n\n{_code('python', code)}"
+
+
+_HOW = {  # title, what it needs, and code, where FOLDER, `images` and PATHS are the reader's
+    "stablehlo": (
+        "StableHLO",
+        "It needs JAX alone, {jax} or a version of the half year after it: "
+        "`python run_stablehlo.py images.npy outputs.npz`, or",
+        """\
+import sys
+
+sys.path.append(FOLDER)
+from run_stablehlo import load
+
+outputs = load(FOLDER)(images)""",
+    ),
+    "onnx": (
+        "ONNX",
+        "For example:",
+        """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")
+names = [output.name for output in session.get_outputs()]
+outputs = dict(zip(names, session.run(None, {"images": images})))""",
+    ),
+    "safetensors": (
+        "safetensors",
+        "With vit_jax_mixer, which makes the images too:",
+        """\
+from pathlib import Path
+
+import jax
+import numpy
+from vit_jax_mixer.trained import open_model
+
+trained = open_model(FOLDER)
+files = [Path(path).read_bytes() for path in PATHS]
+images = numpy.stack([trained.ops(file, numpy.random.default_rng(0)) for file in files])
+outputs = jax.jit(trained.outputs)(trained.params, images)""",
+    ),
+}
+
+
+def _files(card: Card) -> str:
+    rows = [(f"`{name}`", f"{file['bytes']:,}", f"`{file['sha256']}`") for name, file in card["files"].items()]
+    return _table(("file", "bytes", "sha256"), rows)
+
+
+def _table(head: Any, rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"

@@ -1,0 +1,143 @@
+"""The files of an export: each is written, run on random images, and compared with the model itself."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from flax import traverse_util
+
+from vit_jax_mixer import pretrained
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.export import run_stablehlo
+from vit_jax_mixer.pretrained import formats
+from vit_jax_mixer.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+TOLERANCE = 1e-4  # of the largest value of an output
+ONE_FILE = 1_900_000_000  # bytes of weights in model.onnx itself, which protobuf limits to 2 GiB
+Outputs = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What was written of a format.
+
+    Attributes:
+        names: of the files; the first is the one to name.
+        note: what a user should know.
+        difference: the largest from the model, relative to the largest value of an output; None if
+            the file cannot be run here.
+    """
+
+    names: tuple[str, ...]
+    note: str
+    difference: float | None = None
+
+
+def write_stablehlo(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Written:
+    """Write the program, its weights and what runs them.
+
+    The weights are an argument: inside the program, those of Mixer-L/16 took 12 GB to compile, half
+    a minute for each batch size.
+    """
+    weights = pretrained.flatten(trained.params)
+    like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.items()}
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *trained.about.image_shape), np.uint8)
+    exported = jax.export.export(jax.jit(_flat(trained)), platforms=platforms)(like, images)
+    (folder / "model.stablehlo").write_bytes(exported.serialize())
+    formats.write(folder / "model.npz", weights)
+    source = Path(run_stablehlo.__file__)
+    (folder / source.name).write_bytes(source.read_bytes())
+    # JAX calls a GPU by its maker here, and by 'gpu' there.
+    here = {"gpu": {"cuda", "rocm"}}.get(jax.default_backend(), {jax.default_backend()})
+    difference = None
+    if here & set(platforms):
+        run = run_stablehlo.load(folder)
+        difference = _largest_difference(trained, lambda images: jax.device_get(run(images)), "model.stablehlo")
+    note = f"For {', '.join(platforms)}. `model.npz` holds the weights, which the program takes as an argument."
+    return Written(("model.stablehlo", "model.npz", source.name), note, difference)
+
+
+def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Written:
+    """Write the model as ONNX, in two files if one cannot hold it.
+
+    Raises:
+        UserError: the model computes what is not written as ONNX here.
+    """
+    del platforms
+    import onnx
+    import onnxruntime
+
+    from vit_jax_mixer.export import onnx_graph
+
+    weights = pretrained.flatten(trained.params)
+    model = onnx_graph.convert(_flat(trained), weights, trained.about.image_shape)
+    path = folder / "model.onnx"
+    apart = sum(value.nbytes for value in weights.values()) > ONE_FILE
+    onnx.save_model(model, path, save_as_external_data=apart, location=f"{path.name}.data")
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> Outputs:
+        outputs = [output.name for output in session.get_outputs()]
+        return dict(zip(outputs, map(np.asarray, session.run(None, {"images": images})), strict=True))
+
+    with jax.default_matmul_precision("highest"):  # a GPU or TPU would round more than ONNX does on a CPU
+        difference = _largest_difference(trained, run, path.name)
+    names = (path.name, f"{path.name}.data") if apart else (path.name,)
+    return Written(names, f"Opset {onnx_graph.OPSET}, with a free batch size.", difference)
+
+
+def check_onnx() -> None:
+    """Say before the work that the packages for ONNX are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX needs the package {error.name}; install both by: pip install -e '.[onnx]'.") from error
+
+
+def write_safetensors(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Written:
+    """Write the parameters in timm's names, or in ours where timm has none."""
+    del platforms
+    flat, _, convention = pretrained.rename(trained.params, ".safetensors")
+    formats.write(folder / "model.safetensors", flat)
+    names = "timm's names and layout" if convention.startswith("timm") else "the names and layout of vit_jax_mixer"
+    return Written(("model.safetensors",), f"The weights alone, in {names}.")
+
+
+def _flat(trained: Trained) -> Any:
+    """Return `Trained.outputs` with parameters by name."""
+    return lambda weights, images: trained.outputs(traverse_util.unflatten_dict(weights, sep="/"), images)
+
+
+def _largest_difference(trained: Trained, run: Any, name: str) -> float:
+    """Compare a written model with `Trained.outputs`, relative to the largest value of an output.
+
+    Raises:
+        UserError: they differ.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (3, *trained.about.image_shape), np.uint8)
+    expected, found = jax.device_get(jax.jit(trained.outputs)(trained.params, images)), run(images)
+    differences = [
+        np.abs(found[key] - value).max() / max(np.abs(value).max(), np.finfo(np.float32).tiny)
+        for key, value in expected.items()
+    ]
+    largest = float(np.max(differences))  # unlike Python's, NaN if one is
+    if not largest <= TOLERANCE:
+        raise UserError(
+            f"{name} differs from the model by {largest:.1e} of the largest output, more than {TOLERANCE:.0e}, and is "
+            "not kept; report it, with the versions of jax and onnxruntime."
+        )
+    return largest
+
+
+WRITERS: Mapping[str, Callable[[Trained, Path, tuple[str, ...]], Written]] = {
+    "stablehlo": write_stablehlo,
+    "onnx": write_onnx,
+    "safetensors": write_safetensors,
+}
