@@ -14,14 +14,25 @@ def get_config() -> Any:
     config.steps = 10_000  # updates in all
     config.batch_size = 512  # examples of an update, over all devices and hosts
     config.accum_steps = 1  # parts in which a batch is computed, one after the other, to save memory
-    config.parallel = "jit"  # how the devices share a batch: 'jit' over a mesh, or 'pmap'
+    config.parallel = "jit"  # how the devices share a batch: 'jit', 'jit(fsdp=4)' (spread the state over 4), or 'pmap'
     config.init_from = ""  # pretrained weights to begin with, as Mixer-B_16.npz; '' for none
+    # What fits them to another image or patch size: 'block_diagonal' (for whole multiples of theirs),
+    # 'interpolate' (for any other), 'patch', or two parts, as 'patch|interpolate'; '' for an error.
+    config.init_resize = ""
+
+    config.ema_decay = 0.0  # of a running mean of the parameters, which is evaluated and saved too; 0 for none
+    config.on_not_finite = "stop"  # at a loss or gradient that is not finite; or 'skip(3)': leave out up to 3 steps
+    config.debug_nans = False  # stop at the operation that makes the first NaN, with a traceback; slow
+    config.profile = ""  # steps to trace, as '10:15', for TensorBoard or Perfetto
 
     # --- What is learnt, and the fields of that task ---
     config.task = ConfigDict()
     config.task.name = "classification"  # a file of vit_jax_mixer/tasks/
     config.task.loss = "softmax"  # cross-entropy: 'softmax' or 'sigmoid'
     config.task.label_smoothing = 0.0  # share of the label that is spread over all classes
+    # Simple classifiers of the frozen features, tried in each evaluation, as 'ridge(5)|knn(20)|logistic'; '' for none.
+    config.task.probe = ""
+    config.task.probe_examples = 10_000  # of training that they learn from, at most; chosen once, not augmented
 
     # --- The model: a name of `python -m vit_jax_mixer.models`, and any of its attributes ---
     config.model = ConfigDict()
@@ -29,6 +40,8 @@ def get_config() -> Any:
     config.model.dropout_rate = 0.0  # inside the MLPs
     config.model.stochastic_depth_rate = 0.0  # of the last block; linear in depth
     config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+    config.model.scan = False  # compile one block and loop over it: a deep model compiles faster
+    config.model.remat = False  # compute activations again in the backward pass: less memory, more time
 
     # --- The data: sources and operations are those of docs/data.md ---
     config.data = ConfigDict()

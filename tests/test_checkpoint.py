@@ -46,7 +46,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path, name):
 
     again = open_checkpoints(tmp_path)
     assert again.latest() == 5
-    found = again.restore(5, abstract(state()), devices.saved_sharding())
+    found = again.restore(5, abstract(state()), devices.saved_sharding)
     assert_same(jax.device_get(dataclasses.replace(found, frozen=())), dataclasses.replace(expected, frozen=()))
     again.close()
 
@@ -62,7 +62,7 @@ def test_what_is_frozen_is_not_saved(tmp_path):
 
 
 def devices_sharding():
-    return parallel.create("jit").saved_sharding()
+    return parallel.create("jit").saved_sharding
 
 
 def test_the_newest_and_the_best_stay(tmp_path):

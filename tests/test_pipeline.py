@@ -70,8 +70,7 @@ def test_processes_share_the_same_order_and_the_same_draws(processes):
         whole = order()[step]
         parts = [order(Share(p, processes))[step] for p in range(processes)]
         for name in ("id", "draw"):
-            together = np.stack([part[name] for part in parts], 1).ravel()
-            np.testing.assert_array_equal(together, whole[name])
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -115,7 +114,7 @@ def test_three_epochs_are_the_same_for_any_number_of_processes_and_workers(proce
         for step in (13, 2, 7):
             np.testing.assert_array_equal(direct[step]["draw"], parts[p][step]["draw"])
     found = {
-        name: np.concatenate([np.stack([part[step][name] for part in parts], 1).ravel() for step in range(steps)])
+        name: np.concatenate([part[step][name] for step in range(steps) for part in parts])
         for name in ("id", "draw")
     }
     alone = [train_order(data, seed=3, batch_size=batch_size, share=Share(0, 1))[step] for step in range(steps)]
@@ -144,7 +143,7 @@ def test_views_follow_each_other_with_draws_of_their_own():
     np.testing.assert_array_equal(ids(found), np.repeat(ids(order()[step] for step in range(5))[:10], 3))
     assert len(set(np.concatenate([batch["draw"] for batch in found]))) == 30
     parts = [train_order(data, seed=7, batch_size=6, share=Share(p, 2))[1] for p in range(2)]
-    np.testing.assert_array_equal(np.stack([part["draw"] for part in parts], 1).ravel(), found[1]["draw"])
+    np.testing.assert_array_equal(np.concatenate([part["draw"] for part in parts]), found[1]["draw"])
 
 
 def bad_transform(example, rng):

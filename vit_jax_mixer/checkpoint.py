@@ -2,15 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
 from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.models import stacked
+from vit_jax_mixer.seal import damage, seal
 from vit_jax_mixer.tasks.base import TrainState, Tree
+
+_FAILURES = (OSError, ValueError, RuntimeError)  # Orbax has all of them for a full disk
+_PAUSE = 5  # seconds, before a save that failed is tried again
 
 
 class Checkpoints:
@@ -24,7 +33,7 @@ class Checkpoints:
             every: steps between two checkpoints.
             keep: how many of the newest stay.
             best: the evaluation metric by which the best one stays too: the highest, or the lowest
-                of a name that ends in "loss"; '' for none.
+                of a name that ends in "loss" or "loss_ema"; '' for none.
         """
         if every < 1 or keep < 1:
             raise UserError(f"config.checkpoint has every={every} and keep={keep}; both must be 1 or more.")
@@ -33,13 +42,19 @@ class Checkpoints:
             policies.append(BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
         self.every = every
         self.best = best
+        self._folder = workdir.absolute() / "checkpoints"
+        self._writing = 0  # the step that is being written
+        self._found = ""  # why a save failed that nobody was told of
+        self._failing = ""  # why the last save failed, while the run goes on in spite of it
+        self.set_aside = _set_damaged_aside(self._folder)
         self._manager = ocp.CheckpointManager(
-            workdir.absolute() / "checkpoints",
+            self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best else None,  # without it, Orbax does not write the metrics
                 cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
@@ -48,43 +63,154 @@ class Checkpoints:
         value = metrics.get(self.best, math.nan)
         if not math.isfinite(value):
             return -math.inf
-        return -value if self.best.endswith("loss") else value
+        return -value if self.best.removesuffix("_ema").endswith("loss") else value
 
     def latest(self) -> int | None:
         """Return the newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float], *, last: bool = False) -> str:
         """Begin to write a checkpoint; returns once the state is copied from the devices.
 
-        Raises:
-            UserError: there are metrics, but ``best`` is none of them; the checkpoint is written.
-        """
-        args = ocp.args.StandardSave(_saved(state))
-        self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
-        if metrics and self.best and self.best not in metrics:
-            raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, metrics)}")
+        A save that fails, as on a full disk, is made up for by the next (see `failed`), which is then
+        waited for and tried twice. If that fails too, the run goes on until the next that is due.
 
-    def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """Read a checkpoint into the form of ``like`` (shapes and types suffice).
+        Args:
+            step: its number.
+            state: what is saved.
+            metrics: of an evaluation, if there was one.
+            last: wait until it is written.
+
+        Returns:
+            What to tell the user; '' for nothing.
+
+        Raises:
+            UserError: it fails, and so did the one before or it is the last; or there are metrics, but
+                ``best`` is none of them, in which case the checkpoint is written.
+        """
+        if metrics and self.best and self.best not in metrics:
+            self._must_save(step, state, metrics)
+            raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, metrics)}")
+        before = self._settle() or self._failing
+        error = self._begin(step, state, metrics)
+        if not (before or error or last):
+            return ""
+        error = error or self._settle()
+        if error:
+            time.sleep(_PAUSE)
+            error = self._begin(step, state, metrics) or self._settle()
+        if not error:
+            self._failing = ""
+            return f"checkpoints can be written again: that of step {step} is ({before} before)" if before else ""
+        if self._failing or last:
+            raise UserError(
+                f"cannot write checkpoint {step} to {self._folder} ({error}), so the run stops; the newest there is of "
+                f"step {self.latest()}: make room or mend the disk, and give the same command again."
+            )
+        self._failing = error
+        return f"cannot write checkpoint {step} to {self._folder} ({error}); the run goes on until the next fails too"
+
+    def failed(self) -> bool:
+        """Say whether the save that was begun last has failed, and nobody was told."""
+        try:
+            self._manager.check_for_errors()
+        except _FAILURES as error:
+            self._found = _reason(error)
+        return bool(self._found)
+
+    def _must_save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+        if error := self._settle() or self._begin(step, state, metrics) or self._settle():
+            raise UserError(f"cannot write checkpoint {step} to {self._folder} ({error}); make room or mend the disk.")
+
+    def _begin(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str:
+        """Begin to write; return why that failed, or ''."""
+        self._writing = step
+        try:
+            args = ocp.args.StandardSave(stacked.unstack(_saved(state)))
+            self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
+        except _FAILURES as error:
+            return _reason(error)
+        return ""
+
+    def _settle(self) -> str:
+        """Wait until what was begun is written; return why that failed, or ''."""
+        found, self._found = self._found, ""
+        try:
+            self._manager.wait_until_finished()
+        except _FAILURES as error:
+            return _reason(error)
+        return found
+
+    def _seal(self) -> None:
+        """Is called by Orbax when all is written, before the folder gets its name."""
+        if jax.process_index() == 0:
+            seal(next(self._folder.glob(f"{self._writing}.*")))
+
+    def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
+        """Read a checkpoint, saved on whatever devices.
+
+        Args:
+            step: which one.
+            like: its form (shapes and types suffice).
+            sharding: says for each array of ``like`` where it is to be.
 
         Raises:
             UserError: it holds other arrays; the sentence names the first, with both shapes.
         """
-        target = _saved(like)
+        target = jax.eval_shape(stacked.unstack, _saved(like))
         _check(_shapes(self._manager.item_metadata(step)), _shapes(target), step)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), target)
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        return dataclasses.replace(like, **restored)
+        return dataclasses.replace(like, **stacked.stack(restored, _saved(like)))
 
     def close(self) -> None:
-        """Wait until what was begun is complete."""
-        self._manager.wait_until_finished()
+        """Wait until what was begun is complete.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        error = self._settle()
         self._manager.close()
+        if error:
+            raise UserError(f"cannot write checkpoint {self._writing} to {self._folder} ({error}); make room.")
+
+
+def _set_damaged_aside(folder: Path) -> str:
+    """Move the newest checkpoints away, down to the first that is whole; return what to tell of it.
+
+    Raises:
+        UserError: none is whole.
+    """
+    said = ""
+    if jax.process_index() == 0 and folder.is_dir():
+        for step in sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True):
+            what = damage(folder / str(step))
+            if not what:
+                said = said and f"{said}; going on from step {step}."
+                break
+            aside = folder.parent / "damaged_checkpoints" / str(step)
+            if aside.exists():
+                shutil.rmtree(aside)
+            aside.parent.mkdir(exist_ok=True)
+            (folder / str(step)).rename(aside)
+            said = f"checkpoint {step} is damaged ({what}), and is now {aside}"
+        else:
+            if said:
+                raise UserError(f"{said}; there is no other, so start anew in another --workdir.")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    return said
+
+
+def _reason(error: Exception) -> str:
+    """Return the words of an error that say what a person can mend."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return (getattr(error, "strerror", None) or lines[0].rpartition("Failed to ")[2])[:200]
 
 
 def _saved(state: TrainState) -> dict[str, Tree]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "extra": state.extra}
+    names = ("step", "params", "opt_state", "extra", "ema", "skipped")
+    return {name: getattr(state, name) for name in names}
 
 
 def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The config as the train loop sees it, and its record in the workdir."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 
 Section = Mapping[str, Any]
+_HOW = ("parallel", "loader")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Config:
     accum_steps: int
     parallel: str
     init_from: str
+    init_resize: str
+    ema_decay: float
+    on_not_finite: str
+    debug_nans: bool
+    profile: str
     task: Section
     model: Section
     data: Section
@@ -41,6 +48,16 @@ class Config:
         for name in ("steps", "accum_steps", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name} is {getattr(self, name)}; it must be 1 or more.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"config.ema_decay is {self.ema_decay}; it must be from 0 to less than 1.")
+        if self.skips < 0:
+            raise UserError(f"config.on_not_finite is {self.on_not_finite!r}; it can skip 0 steps or more.")
+
+    @functools.cached_property
+    def skips(self) -> int:
+        """How many steps may be skipped because something in them is not finite."""
+        ways = {"stop": lambda: 0, "skip": lambda steps: int(steps)}
+        return specs.build(ways, self.on_not_finite, "config.on_not_finite")
 
     def evaluates_after(self, step: int) -> bool:
         """Say whether there is an evaluation after ``step`` updates."""
@@ -55,11 +72,14 @@ class Config:
 def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Compare with the workdir's ``config.json``, if there is one.
 
+    ``parallel`` and ``loader`` may differ: they say how a run is computed, so that it can go on elsewhere.
+
     Raises:
         UserError: the config differs; the sentence names the fields.
     """
     path = workdir / "config.json"
-    changed = differences(json.loads(path.read_text()), json.loads(_text(config))) if path.exists() else []
+    what = lambda text: {name: value for name, value in json.loads(text).items() if name not in _HOW}
+    changed = differences(what(path.read_text()), what(_text(config))) if path.exists() else []
     if changed:
         raise UserError(
             f"{workdir} was begun with another config: {'; '.join(changed)}. "

@@ -4,6 +4,8 @@ Any field of the config can be set, as in `--config.batch_size=64`.
 """
 
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes, and resumes from; runs/CONFIG_NAME if not given."
 )
 _CHANGE = flags.DEFINE_bool("change_config", False, "Resume though the config differs from the workdir's.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", None, "Whether this is one of several processes; seen from the environment if not given."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -25,10 +30,18 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; flags begin with -- as in --workdir=runs/x.")
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
+    import jax
+    import numpy as np
+
+    from vit_jax_mixer import distributed
     from vit_jax_mixer.train import train_and_evaluate
 
     name = _config_name(flags.FLAGS["config"].config_filename)  # pyright: ignore[reportAttributeAccessIssue] # a config flag
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value or Path("runs") / name, change_config=_CHANGE.value)
+    workdir = _WORKDIR.value or Path("runs") / name
+    with distributed.processes(_DISTRIBUTED.value):
+        state = train_and_evaluate(_CONFIG.value, workdir, change_config=_CHANGE.value)
+    if np.max(state.step) < _CONFIG.value.steps and jax.process_index() == 0:
+        print(f"go on with: python -m vit_jax_mixer.main {shlex.join(sys.argv[1:])}")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

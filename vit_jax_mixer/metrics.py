@@ -5,7 +5,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorboardX
 import tqdm
 
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.step import MUST_BE_FINITE
 
 Scalars = Mapping[str, float]
 
@@ -21,10 +23,35 @@ Scalars = Mapping[str, float]
 class Reports:
     """What the train loop tells: metrics in files and on the console, a few steps behind."""
 
-    def __init__(self, workdir: Path, start: int, steps: int, log_every: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        log_every: int,
+        batch_size: int,
+        *,
+        least_seconds: float = 0.0,
+        skips: int = 0,
+        on_not_finite: Callable[[int], str] = lambda step: "",
+    ) -> None:
+        """Open the files.
+
+        Args:
+            workdir: where they are.
+            start: updates made before.
+            steps: updates in all.
+            log_every: steps between two lines.
+            batch_size: examples of an update.
+            least_seconds: that the devices' peak would need for a step of the model; 0 if not known.
+            skips: how many steps may be skipped because something in them is not finite.
+            on_not_finite: is told the number of such a step, and returns what to say of it.
+        """
         self._log = Log(workdir, start)
-        self._console = Console(start, steps, batch_size)
-        self._behind = Behind()
+        self._speed = Speed(start, batch_size, least_seconds)
+        self._console = Console(start, steps)
+        self._behind = Behind(skips, on_not_finite, self._console.line)
+        self.waiting = self._speed.waiting
         self._steps = steps
         self._every = log_every
         self.line = self._console.line
@@ -43,13 +70,14 @@ class Reports:
         """Report an evaluation; the speed of training does not count its time."""
         self._log.write(step, scores)
         self._console.evaluation(step, scores)
-        self._console.restart(step)
+        self._speed.restart(step)
 
     def _report(self, fetched: Iterator[tuple[int, dict[str, float]]]) -> None:
         for step, metrics in fetched:
             self._console.advance(step)
             if step % self._every == 0 or step == self._steps:
-                speed = self._console.training(step, {k: v for k, v in metrics.items() if k not in _QUIET})
+                speed = self._speed.measure(step)
+                self._console.training(step, {k: v for k, v in metrics.items() if k not in _QUIET}, speed)
                 self._log.write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
 
     def close(self) -> None:
@@ -57,7 +85,7 @@ class Reports:
         self._console.close()
 
 
-_QUIET = ("grad_norm", "param_norm", "learning_rate")  # logged, but not on the console
+_QUIET = ("grad_norm", "param_norm", "learning_rate", "skipped")  # logged, but not on the console
 
 
 class Log:
@@ -113,75 +141,116 @@ class Behind:
     So the host never waits for the step that it has just begun, and never runs far ahead.
     """
 
-    def __init__(self, lag: int = 4) -> None:
-        self._lag = lag
+    def __init__(self, skips: int, on_not_finite: Callable[[int], str], line: Callable[[str], None]) -> None:
+        self._skips = skips
+        self._on_not_finite = on_not_finite
+        self._line = line
         self._waiting: collections.deque[tuple[int, Any]] = collections.deque()
 
-    def add(self, step: int, metrics: Any) -> Iterator[tuple[int, dict[str, float]]]:
-        """Take a step's metrics; yield those that are due."""
+    def add(self, step: int, metrics: Any, lag: int = 4) -> Iterator[tuple[int, dict[str, float]]]:
+        """Take a step's metrics; yield those that are due, ``lag`` steps later."""
         for value in jax.tree.leaves(metrics):
             value.copy_to_host_async()
         self._waiting.append((step, metrics))
-        yield from self.fetch(self._lag)
+        yield from self.fetch(lag)
 
     def fetch(self, lag: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yield the metrics of all steps but the newest ``lag``, waiting for them.
+        """Yield the metrics of all steps but the newest ``lag``, waiting for them; those of skipped steps partly.
 
         Raises:
-            UserError: the loss, the gradient or the new parameters of a step are not finite.
+            UserError: the loss, the gradient or the new parameters of a step are not finite, and
+                no further step may be skipped.
         """
         while len(self._waiting) > lag:
             step, metrics = self._waiting[0]
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            for name in ("loss", "grad_norm", "param_norm"):
-                if not math.isfinite(values[name]):
-                    raise UserError(
-                        f"step {step}: {name} is {values[name]}, so the run stops and its last checkpoint stays; "
-                        "lower config.optim.learning_rate or set config.optim.clip_norm, and look at the data."
-                    )
+            if bad := [name for name in MUST_BE_FINITE if not math.isfinite(values[name])]:
+                self._not_finite(step, f"step {step}: {bad[0]} is {values[bad[0]]}", int(values.get("skipped", 1)))
+                values = {name: value for name, value in values.items() if math.isfinite(value)}
             self._waiting.popleft()
             yield step, values
+
+    def _not_finite(self, step: int, what: str, count: int) -> None:
+        more = self._on_not_finite(step)
+        if count > self._skips:
+            allowed = f" after {self._skips} steps that were skipped" if self._skips else ""
+            raise UserError(
+                f"{what}, so the run stops{allowed} and its last checkpoint stays{more}; "
+                "lower config.optim.learning_rate or set config.optim.clip_norm, and look at the data."
+            )
+        self._line(f"{what}; the step is skipped, number {count} of at most {self._skips}{more}")
+
+
+class Speed:
+    """What the run's time goes into, between two lines of the log."""
+
+    def __init__(self, step: int, batch_size: int, least_seconds: float) -> None:
+        self._batch_size = batch_size
+        self._least_seconds = least_seconds
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Measure from now on, as after an evaluation."""
+        self._since = (step, time.perf_counter())
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the means since the last call, as 'perf/...'; what is not known here is left out."""
+        then, begun = self._since
+        seconds, waited = max(time.perf_counter() - begun, 1e-9), self._waited
+        self.restart(step)
+        steps_per_second = max(step - then, 1) / seconds
+        found = {
+            "images_per_second": steps_per_second * self._batch_size,
+            "step_seconds": 1 / steps_per_second,
+            "data_wait": min(waited / seconds, 1.0),
+        }
+        if self._least_seconds:
+            found["model_flop_utilisation"] = self._least_seconds * steps_per_second
+        memory = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+        if "peak_bytes_in_use" in memory:
+            found["peak_bytes"] = float(memory["peak_bytes_in_use"])
+        return {f"perf/{name}": value for name, value in found.items()}
 
 
 class Console:
     """Progress on the console: a bar on a terminal, else plain lines."""
 
-    def __init__(self, start: int, steps: int, batch_size: int) -> None:
+    def __init__(self, start: int, steps: int) -> None:
         self._steps = steps
-        self._batch_size = batch_size
         self._visible = jax.process_index() == 0
         on_terminal = self._visible and sys.stdout.isatty()
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", file=sys.stdout, dynamic_ncols=True, disable=not on_terminal
         )
-        self.restart(start)
-
-    def restart(self, step: int) -> None:
-        """Measure speed from now on, as after an evaluation."""
-        self._since = (step, time.perf_counter())
 
     def advance(self, step: int) -> None:
         """Move the bar to a step that is done."""
         self._bar.update(step - self._bar.n)
 
-    def training(self, step: int, scalars: Scalars) -> dict[str, float]:
-        """Show a step's metrics; return the speed since the last call, as perf/images_per_second."""
-        then, begun = self._since
-        self.restart(step)
-        steps_per_second = (step - then) / max(self._since[1] - begun, 1e-9)
-        speed = steps_per_second * self._batch_size
+    def training(self, step: int, scalars: Scalars, speed: Scalars) -> None:
+        """Show a step's metrics, and how fast it goes."""
+        how = _speed_words(speed)
         if self._bar.disable:
-            left = (self._steps - step) / max(steps_per_second, 1e-9)
-            self.line(f"step {step}/{self._steps}  {_words(scalars)}  {speed:,.0f} images/s  {_clock(left)} left")
+            left = (self._steps - step) * speed["perf/step_seconds"]
+            self.line(f"step {step}/{self._steps}  {_words(scalars)}  {how}  {_clock(left)} left")
         else:
-            self._bar.set_postfix_str(f"{_words(scalars)}  {speed:,.0f} images/s", refresh=False)
-        return {"perf/images_per_second": speed}
+            self._bar.set_postfix_str(f"{_words(scalars)}  {how}", refresh=False)
 
     def line(self, text: str) -> None:
-        """Show a line above the bar."""
-        if self._visible and self._bar.disable:
+        """Show a line above the bar; an empty one is nothing to show."""
+        if not text or not self._visible:
+            return
+        if self._bar.disable:
             print(text, flush=True)
-        elif self._visible:
+        else:
             self._bar.write(text, file=sys.stdout)
 
     def evaluation(self, step: int, scalars: Scalars) -> None:
@@ -193,6 +262,18 @@ class Console:
 
 def _words(scalars: Scalars) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+
+
+def _speed_words(speed: Scalars) -> str:
+    """Return the speed in words, and what keeps it down, where that is more than a trace."""
+    words = f"{speed['perf/images_per_second']:,.0f} images/s"
+    if speed["perf/data_wait"] > 0.05:
+        words += f"  {speed['perf/data_wait']:.0%} waiting for data"
+    if "perf/model_flop_utilisation" in speed:
+        words += f"  {speed['perf/model_flop_utilisation']:.0%} MFU"
+    if "perf/peak_bytes" in speed:
+        words += f"  {speed['perf/peak_bytes'] / 1e9:.1f} GB"
+    return words
 
 
 def _clock(seconds: float) -> str:

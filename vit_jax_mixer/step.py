@@ -5,16 +5,20 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
 from vit_jax_mixer.tasks.base import Task, TrainState, Tree
 
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]
+MUST_BE_FINITE = ("loss", "grad_norm", "param_norm")  # of the metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +46,30 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 
-def new_state(optimizer: optax.GradientTransformation, params: Tree, extra: Tree) -> TrainState:
-    """Return the state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra, frozen=())
+def of_run(
+    run: Config, task: Task, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule
+) -> tuple[Callable[[Tree, Tree], TrainState], Callable[..., Any]]:
+    """Return `new_state` of (params, extra) and `train_step` of (across, state, batch), as the run has them."""
+    how = dict(ema_decay=run.ema_decay, skips=run.skips > 0)
+    return (
+        partial(new_state, optimizer, ema=run.ema_decay > 0, skips=run.skips > 0),
+        partial(train_step, task, optimizer, learning_rate, run.seed, run.accum_steps, **how),
+    )
+
+
+def new_state(
+    optimizer: optax.GradientTransformation, params: Tree, extra: Tree, *, ema: bool = False, skips: bool = False
+) -> TrainState:
+    """Return the state before the first step, with a running mean of the parameters and a count of skips if asked."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        extra=extra,
+        frozen=(),
+        ema=jax.tree.map(jnp.copy, params) if ema else (),
+        skipped=jnp.zeros((), jnp.int32) if skips else (),
+    )
 
 
 def train_step(
@@ -56,14 +81,23 @@ def train_step(
     across: Across,
     state: TrainState,
     batch: Batch,
+    *,
+    ema_decay: float = 0.0,
+    skips: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after one update, and its metrics; randomness comes from (seed, step)."""
+    """Return the state after one update, and its metrics; randomness comes from (seed, step).
+
+    With ``ema_decay`` the state's running mean follows the parameters. With ``skips``, a step whose
+    loss, gradient or new parameters are not finite changes nothing but the count of steps and skips.
+    """
     key = across.own_key(step_key(seed, state.step))
     (loss, aux), grads = across.mean(_mean_gradient(task, accum_steps, state, batch, key))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     new = dataclasses.replace(new, extra=task.after_update(new, aux.stats))
+    if ema_decay:
+        new = dataclasses.replace(new, ema=_running_mean(state, params, ema_decay))
     metrics = {
         **aux.metrics,
         "loss": loss,
@@ -71,7 +105,19 @@ def train_step(
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
         "learning_rate": jnp.asarray(learning_rate(state.step)),
     }
+    if skips:
+        finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in MUST_BE_FINITE])))
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        new = dataclasses.replace(kept, step=new.step, skipped=skipped)
+        metrics["skipped"] = skipped
     return new, metrics
+
+
+def _running_mean(state: TrainState, params: Tree, decay: float) -> Tree:
+    """Return the mean with the new parameters in it; in the first steps it follows faster."""
+    rate = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(params, state.ema, rate)
 
 
 def eval_step(task: Task, across: Across, state: TrainState, batch: Batch) -> Metrics:

@@ -3,24 +3,27 @@
 import collections
 import dataclasses
 import fcntl
+import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import ml_collections
-import optax
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import optim, parallel, specs, step, tasks
+from vit_jax_mixer import distributed, hardware, optim, parallel, specs, step, tasks
 from vit_jax_mixer.checkpoint import Checkpoints
-from vit_jax_mixer.data.pipeline import Loader, OnSkipped, Share
+from vit_jax_mixer.data.pipeline import Loader, OnSkipped, Share, indices_of
 from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.interruption import Interruption, Stopped
 from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
+from vit_jax_mixer.tasks.base import Tree
+from vit_jax_mixer.trace import Trace
 
 T = TypeVar("T")
 
@@ -46,15 +49,18 @@ def train_and_evaluate(
     """
     # --- From the config to the parts ---
     run = config_lib.Config.of(config)
+    distributed.check_same(repr(config), "the config")
     devices = parallel.create(run.parallel)
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps)
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
     loader = specs.call(Loader, run.loader, "config.loader", share=Share.of_this_process())
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
-    train_step = devices.train_step(partial(step.train_step, task, optimizer, learning_rate, run.seed, run.accum_steps))
+    new_state, one_step = step.of_run(run, task, optimizer, learning_rate)
+    train_step = _traceable(one_step, run.parallel) if run.debug_nans else devices.train_step(one_step)
 
     with (
+        jax.debug_nans(run.debug_nans),
         open_workdir(workdir) as workdir,
         closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)) as checkpoints,
     ):
@@ -64,16 +70,22 @@ def train_and_evaluate(
         start = checkpoints.latest() or 0
         if start and not change_config:
             config_lib.check_unchanged(config, workdir)
-        state = start_state(task, optimizer, devices, checkpoints, run.seed)
+        state = start_state(task, new_state, devices, checkpoints, run.seed)
         config_lib.record(config, workdir)
+        if jax.process_index() == 0 and (about := task.about()):
+            about.write(workdir)
 
         # --- Steps ---
-        with closing(Reports(workdir, start, run.steps, run.log_every, run.batch_size)) as reports:
+        trace = Trace(run.profile, workdir)
+        reports = _reports(run, task, start, workdir)
+        with closing(reports), closing(trace), Interruption().heeded() as interruption:
+            reports.line(checkpoints.set_aside)
             reports.line(_summary(run, task, start, workdir))
             skipped = Skipped(workdir, jax.process_index(), reports.line)
-            evaluate = Evaluation(task, devices, run.eval_batch_size, loader, skipped)
+            evaluate = Evaluation(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
             if start and run.evaluates_after(start) and not reports.has_evaluation(start):
-                reports.evaluation(start, evaluate(state))  # it failed, or was killed, before it was logged
+                with suppress(Stopped):
+                    reports.evaluation(start, evaluate(state))  # it failed, or was killed, before it was logged
             batches = loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
@@ -81,49 +93,112 @@ def train_and_evaluate(
             done = start
             try:
                 for number in range(start + 1, run.steps + 1):
-                    state, metrics = train_step(state, next(ready))
+                    trace.before(number)
+                    with reports.waiting():
+                        batch = next(ready)
+                    state, metrics = train_step(state, batch)
                     done = number
                     reports.training(number, metrics)
+                    reports.line(trace.after(number, metrics))
 
-                    scores = {}
-                    if run.evaluates_after(number):
+                    scores, stopped = {}, interruption.agreed(number)
+                    if run.evaluates_after(number) and not stopped:
                         reports.catch_up()
-                        scores = evaluate(state)
-                        reports.evaluation(number, scores)
-                    if scores or number % checkpoints.every == 0:
+                        try:
+                            scores = evaluate(state)
+                            reports.evaluation(number, scores)
+                        except Stopped:
+                            stopped = interruption.agreed(number)
+                    last = bool(stopped) or number == run.steps
+                    if scores or last or number % checkpoints.every == 0 or checkpoints.failed():
                         reports.catch_up()  # so that a state that is not finite is never saved
-                        checkpoints.save(number, devices.saved_form(state), scores)
+                        reports.line(checkpoints.save(number, devices.saved_form(state), scores, last=last))
+                    if stopped:
+                        reports.line(f"{stopped}: stopped after step {number} of {run.steps}, saved in {workdir}")
+                        break
             except UserError:  # as an image that cannot be read; nothing that was trained is lost
                 reports.catch_up()
-                if done > (checkpoints.latest() or 0):
-                    checkpoints.save(done, devices.saved_form(state), {})
+                # Several processes could save only together, and the others are at work on the next step.
+                if jax.process_count() == 1 and done > (checkpoints.latest() or 0):
+                    checkpoints.save(done, devices.saved_form(state), {}, last=True)
                 raise
-            if skipped.summary():
-                reports.line(skipped.summary())
+            reports.line(skipped.summary())
     return state
+
+
+def _traceable(one_step: Callable[..., Any], how: str) -> Callable[..., Any]:
+    """Compile a step so that JAX can repeat it operation by operation, to find the one that makes a NaN."""
+    if how.startswith("pmap"):
+        raise UserError("config.debug_nans needs config.parallel='jit'; change one.")
+    return jax.jit(partial(one_step, step.Across()))
+
+
+def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> Reports:
+    """Open the run's metrics; a step that is not finite leaves a file that names its examples."""
+
+    def record(number: int) -> str:
+        path = workdir / f"not_finite_step_{number}.json"
+        data = task.train_data
+        indices = indices_of(data, seed=run.seed, batch_size=run.batch_size, step=number - 1)
+        examples = [{"index": index, "where": data.source.where(index)} for index in indices]
+        if jax.process_index() == 0:
+            path.write_text(json.dumps({"step": number, "examples": examples}, indent=1) + "\n")
+        return f" ({path} names its examples)"
+
+    peak = hardware.peak_flop()
+    return Reports(
+        workdir,
+        start,
+        run.steps,
+        run.log_every,
+        run.batch_size,
+        # The backward pass has twice the work of the forward.
+        least_seconds=3 * task.forward_flop() * run.batch_size / peak if peak else 0.0,
+        skips=run.skips,
+        on_not_finite=record,
+    )
 
 
 class Evaluation:
     """Evaluates a task on all devices; every example counts once, whatever the batch size."""
 
     def __init__(
-        self, task: Task, devices: parallel.Parallel, batch_size: int, loader: Loader, on_skipped: OnSkipped
+        self,
+        task: Task,
+        devices: parallel.Parallel,
+        batch_size: int,
+        loader: Loader,
+        on_skipped: OnSkipped,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take what it needs; ``check`` is called before each batch, and may raise to end an evaluation."""
         self._task = task
         self._devices = devices
         self._batch_size = batch_size
         self._loader = loader
         self._on_skipped = on_skipped
+        self._check = check
         self._step = devices.eval_step(partial(step.eval_step, task))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """Return the task's metrics for a state."""
+        """Return the task's metrics for a state, and those of its running mean as NAME_ema if it has one."""
+        scores = self._scores(state)
+        if jax.tree.leaves(state.ema):
+            of_mean = self._scores(dataclasses.replace(state, params=state.ema))
+            scores |= {f"{name}_ema": value for name, value in of_mean.items()}
+        return scores
 
+    def _scores(self, state: TrainState) -> dict[str, float]:
         def outputs(name: str) -> Iterator[dict[str, Any]]:
             batches = self._loader.eval_batches(
                 self._task.eval_data[name], batch_size=self._batch_size, on_skipped=self._on_skipped
             )
-            running = (self._step(state, batch) for batch in ahead(batches, self._devices.put_batch))
+
+            def begin(batch: Any) -> Any:
+                self._check()
+                return self._step(state, batch)
+
+            running = map(begin, ahead(batches, self._devices.put_batch))
             yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
 
         return self._task.evaluate(outputs)
@@ -131,7 +206,7 @@ class Evaluation:
 
 def start_state(
     task: Task,
-    optimizer: optax.GradientTransformation,
+    new_state: Callable[[Tree, Tree], TrainState],
     devices: parallel.Parallel,
     checkpoints: Checkpoints,
     seed: int,
@@ -140,10 +215,11 @@ def start_state(
     init = partial(task.init, step.init_key(seed))
     latest = checkpoints.latest()
     if latest is None:
-        state = step.new_state(optimizer, *task.load(*jax.jit(init)()))
+        params, extra = task.load(*devices.make(init))
+        state = devices.make(new_state, params, extra)
     else:
-        like = jax.eval_shape(lambda: step.new_state(optimizer, *init()))
-        state = checkpoints.restore(latest, like, devices.saved_sharding())
+        like = jax.eval_shape(lambda: new_state(*init()))
+        state = checkpoints.restore(latest, like, devices.saved_sharding)
     return devices.put_state(dataclasses.replace(state, frozen=task.frozen()))
 
 
@@ -162,7 +238,7 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
     """Make the folder, try it for writing, and keep other runs out of it until this one ends.
 
     Raises:
-        UserError: it cannot be written, or another run writes to it.
+        UserError: it cannot be written, another run writes to it, or not all processes see it.
     """
     if "://" in str(path):
         raise UserError(f"the workdir {path} is no local folder, and others do not work yet; choose another --workdir.")
@@ -179,6 +255,7 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
             raise UserError(f"another run writes to {path}; stop it, or choose another --workdir.") from error
         except OSError:
             pass  # a file system without locks
+        distributed.check_shared(path)
         yield path
 
 

@@ -2,8 +2,8 @@
 
 The training order is one infinite, seeded sequence: a fresh permutation of the examples each
 epoch. The batch of step ``s`` is its slice ``[s * B, (s + 1) * B)``, and an example's
-augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads
-every ``P``-th position of that same slice. So there is no iterator state: resuming is seeking.
+augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads the
+``p``-th of ``P`` equal blocks of that same slice. So there is no iterator state: resuming is seeking.
 """
 
 import dataclasses
@@ -120,13 +120,46 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
         batch_size: B, over all processes; a multiple of their number.
         share: this process's part.
     """
-    order = grain.MapDataset.source(range(len(dataset))).seed(seed).shuffle().repeat()
-    if dataset.views > 1:
-        order = _Views(order, dataset.views)
-    examples = order.random_map(dataset.get)
     # Grain's own end, 2^63 - 1, would round up beyond what a length may be.
-    mine = examples[share.index : 2**60 : share.count]
-    return mine.batch(batch_size // share.count, batch_fn=stack)
+    return _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share)
+
+
+def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
+    """Return which examples of the source the batch of a step holds, over all processes."""
+    order = _order(dataset, seed)
+    return [int(order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
+
+
+def _order(dataset: Dataset, seed: int) -> grain.MapDataset[int]:
+    order = grain.MapDataset.source(range(len(dataset))).seed(seed).shuffle().repeat()
+    return _Views(order, dataset.views) if dataset.views > 1 else order
+
+
+def _batches(examples: grain.MapDataset[Example], batch_size: int, share: Share) -> grain.MapDataset[Batch]:
+    return _Blocks(examples, batch_size, share).batch(batch_size // share.count, batch_fn=stack)
+
+
+class _Blocks(grain.MapDataset[Example]):
+    """A process's block of each batch.
+
+    Blocks side by side are the batch in its order. So row i has the same mixup partner and the same
+    dropout for any number of processes.
+    """
+
+    def __init__(self, parent: grain.MapDataset[Example], batch_size: int, share: Share) -> None:
+        super().__init__(parent)
+        self._batch_size = batch_size
+        self._rows = batch_size // share.count
+        self._first = share.index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
 
 
 class _Views(grain.MapDataset[int]):
@@ -192,9 +225,8 @@ class Loader:
             return {**example, IS_EXAMPLE: np.bool_(position < len(dataset) and example.get(SKIPPED, -1) < 0)}
 
         examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
-        mine = examples[self.share.index :: self.share.count]
         workers, threads = self.crew()
-        batches = mine.batch(batch_size // self.share.count, batch_fn=stack)
+        batches = _batches(examples, batch_size, self.share)
         return self._read(batches, dataset, on_skipped, 0, threads * max(workers, 1))
 
     def crew(self) -> tuple[int, int]:

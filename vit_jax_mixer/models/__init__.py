@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer import specs
@@ -90,3 +91,17 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
             raise UserError(f"model {name}: {field} is {value}; it must be from 0 to less than 1.")
     # Flax's own two attributes are not a user's to set.
     return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)
+
+
+def forward_flop(model: nn.Module, image_shape: tuple[int, ...]) -> float:
+    """Return the FLOP of a forward pass of one image (h, w, c), 2 per multiply-add.
+
+    Nothing is computed: XLA's own analysis of the traced program counts, elementwise work included.
+    """
+    fields = {name: False for name in ("scan", "remat") if hasattr(model, name)}  # a loop's body would count once
+    model = model.clone(**fields)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    analysis = jax.jit(model.apply).lower(variables, images).cost_analysis()
+    assert analysis is not None  # every backend of ours has one
+    return float(analysis["flops"])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models.layers import embed_patches, expose
+from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
 
 TINY = nn.initializers.normal(1e-6)
 
@@ -65,9 +65,9 @@ class GMlpBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Map f32[B, N, C] to f32[B, N, C]."""
-        drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
+    def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]; ``depth_rate`` is for `layers.apply_blocks`."""
+        drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
         dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), bias_init=TINY, dtype=self.dtype)
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
         y = nn.gelu(dense(self.mlp_dim, name="Dense_0")(y), approximate=False)
@@ -90,6 +90,8 @@ class GMlp(nn.Module):
         mlp_ratio: hidden width before the gate, in multiples of C.
         stochastic_depth_rate: that of every block alike.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+        scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
+        remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
     num_classes: int
@@ -99,6 +101,8 @@ class GMlp(nn.Module):
     mlp_ratio: float = 6
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -116,9 +120,8 @@ class GMlp(nn.Module):
                 f"is {mlp_dim}; choose an mlp_ratio that makes it even."
             )
         x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
-        for i in range(self.num_blocks):
-            x = GMlpBlock(mlp_dim, self.stochastic_depth_rate, self.dtype, name=f"GMlpBlock_{i}")(x, train=train)
-            expose(self, f"block_{i}", x)
+        block = partial(GMlpBlock, mlp_dim, dtype=self.dtype)
+        x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)

@@ -1,9 +1,11 @@
 """What several model families share."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vit_jax_mixer.errors import UserError
 
@@ -32,6 +34,70 @@ def embed_patches(
         )
     x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name="stem", **init)(images)
     return x.reshape(x.shape[0], -1, hidden_dim)  # [B, H/P, W/P, C] -> [B, N, C]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): nothing at all of some examples.
+
+    Attributes:
+        rate: probability that an example is dropped; the others are divided by ``1 - rate``.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, rate: jax.Array | None = None) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]; ``rate``, f32[], is for a scan, where it cannot be an attribute."""
+        if not train or self.rate == 0:
+            return x
+        keep = 1 - (self.rate if rate is None else rate)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(x), 1, 1))
+        scaled = x / (keep if rate is None else keep.astype(x.dtype))
+        return jnp.where(kept, scaled, jnp.zeros_like(x))
+
+
+def apply_blocks(
+    model: Any, block: Callable[..., nn.Module], rates: Sequence[float], x: jax.Array, *, train: bool
+) -> jax.Array:
+    """Map f32[B, N, C] to f32[B, N, C] by one block after another; called in a compact module.
+
+    Args:
+        model: has the fields ``scan`` and ``remat``; block i is offered as its intermediate ``block_i``.
+        block: a partial of the blocks' class, which has a field ``stochastic_depth_rate``.
+        rates: the value of that field for each block.
+        x: f32[B, N, C].
+        train: whether blocks draw.
+
+    With ``remat``, the backward pass keeps the input of each block and computes the rest of it again.
+    With ``scan``, one block is compiled and run in a loop, its parameters those of all blocks along
+    a first axis (`stacked`).
+    """
+    kind = getattr(block, "func", block).__name__
+
+    def call(module: Any, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+        return module(x, train=train, depth_rate=rate)
+
+    if model.remat:
+        # A loop's body is a computation of its own: nothing in it can be merged with the forward pass.
+        call = nn.remat(call, prevent_cse=not model.scan)  # pyright: ignore
+    if not model.scan:
+        for i, rate in enumerate(rates):
+            x = call(block(stochastic_depth_rate=rate, name=f"{kind}_{i}"), x, None)
+            expose(model, f"block_{i}", x)
+        return x
+
+    exposed = model.is_mutable_collection("intermediates")
+
+    def body(module: Any, x: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        x = call(module, x, rate)
+        return x, x if exposed else None
+
+    loop = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True})
+    x, tokens = loop(block(stochastic_depth_rate=max(rates), name=kind), x, jnp.asarray(rates))
+    if exposed:
+        for i in range(len(rates)):
+            expose(model, f"block_{i}", tokens[i])
+    return x
 
 
 def expose(module: nn.Module, name: str, x: jax.Array) -> None:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.models.layers import embed_patches, expose
+from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
 
 
 class MlpBlock(nn.Module):
@@ -60,10 +60,10 @@ class MixerBlock(nn.Module):
     exact_gelu: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Map f32[B, N, C] to f32[B, N, C]."""
+    def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]; ``depth_rate`` is for `layers.apply_blocks`."""
         mlp = partial(MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, exact_gelu=self.exact_gelu)
-        drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
+        drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
 
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
         y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
@@ -94,6 +94,8 @@ class MlpMixer(nn.Module):
         head_bias_init: start value of the head's bias; about ``-log(K)`` with sigmoid losses.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
         exact_gelu: as the PyTorch models of timm have it; the published Mixers were trained without.
+        scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
+        remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
     num_classes: int
@@ -107,6 +109,8 @@ class MlpMixer(nn.Module):
     head_bias_init: float = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -118,17 +122,16 @@ class MlpMixer(nn.Module):
             UserError: the patch size does not divide the image size.
         """
         x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
-        for i in range(self.num_blocks):
-            x = MixerBlock(
-                self.tokens_mlp_dim,
-                self.channels_mlp_dim,
-                self.dropout_rate,
-                self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1),
-                self.dtype,
-                self.exact_gelu,
-                name=f"MixerBlock_{i}",
-            )(x, train=train)
-            expose(self, f"block_{i}", x)
+        block = partial(
+            MixerBlock,
+            self.tokens_mlp_dim,
+            self.channels_mlp_dim,
+            self.dropout_rate,
+            dtype=self.dtype,
+            exact_gelu=self.exact_gelu,
+        )
+        rates = [self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1) for i in range(self.num_blocks)]
+        x = apply_blocks(self, block, rates, x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)

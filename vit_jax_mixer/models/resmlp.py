@@ -9,6 +9,8 @@ Everything starts as in the authors' code (facebookresearch/deit, ``resmlp_model
 kernels normal with deviation 0.02, their biases 0; kernel and bias of the stem uniform within
 ``1 / sqrt(fan_in)``, which is PyTorch's start for a convolution that nobody initialises. The
 "truncated" normal there is cut at -2 and 2, a hundred deviations away, and so is a plain one.
+
+For inference `fold` merges Aff and layer scale with their neighbours; ``folded=True`` computes that.
 """
 
 import math
@@ -18,8 +20,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vit_jax_mixer.models.layers import embed_patches, expose
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
 
 KERNEL_INIT = nn.initializers.normal(0.02)
 
@@ -59,18 +63,22 @@ class ResMlpBlock(nn.Module):
         stochastic_depth_rate: probability that an example skips a branch; branches that are
             kept are divided by ``1 - rate``.
         dtype: of the computation; parameters stay float32.
+        folded: the block as `fold` leaves it.
     """
 
     layerscale_init: float
     mlp_ratio: float = 4
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Map f32[B, N, C] to f32[B, N, C]."""
+    def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
+        """Map f32[B, N, C] to f32[B, N, C]; ``depth_rate`` is for `layers.apply_blocks`."""
+        if self.folded:
+            return self._folded(x)
         tokens, channels = x.shape[1:]
-        drop_path = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2), deterministic=not train)
+        drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
         dense = partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=self.dtype)
         layer_scale = partial(Affine, self.layerscale_init, use_bias=False, dtype=self.dtype)
 
@@ -84,6 +92,20 @@ class ResMlpBlock(nn.Module):
         y = dense(int(self.mlp_ratio * channels), name="Dense_0")(y)
         y = dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
         return x + drop_path(layer_scale(name="LayerScale_1")(y))
+
+    def _folded(self, x: jax.Array) -> jax.Array:
+        tokens, channels = x.shape[1:]
+        dense = partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=self.dtype)
+        scale = self.param("token_scale", nn.initializers.constant(self.layerscale_init), (channels,))
+        bias = self.param("token_bias", nn.initializers.zeros, (tokens, channels))
+
+        y = jnp.swapaxes(x, 1, 2)  # [B, N, C] -> [B, C, N]
+        y = dense(tokens, use_bias=False, name="token_mixing")(y)
+        y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
+        x = x + y * scale.astype(self.dtype).reshape(1, 1, -1) + bias.astype(self.dtype)[None]
+
+        y = dense(int(self.mlp_ratio * channels), name="Dense_0")(x)
+        return x + dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
 
 
 class ResMlp(nn.Module):
@@ -101,6 +123,9 @@ class ResMlp(nn.Module):
         mlp_ratio: hidden width of the MLPs, in multiples of C.
         stochastic_depth_rate: that of every block alike, as the paper trains.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+        folded: read the parameters that `fold` makes; for inference.
+        scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
+        remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
     num_classes: int
@@ -111,6 +136,9 @@ class ResMlp(nn.Module):
     mlp_ratio: float = 4
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    folded: bool = False
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -119,27 +147,66 @@ class ResMlp(nn.Module):
         With ``train=True`` and a rate above 0 it needs ``rngs={"dropout": key}``.
 
         Raises:
-            UserError: the patch size does not divide the image size.
+            UserError: the patch size does not divide the image size, or a folded model is to be trained.
         """
+        if self.folded and train:
+            raise UserError("a folded ResMLP is for inference; leave out config.model.folded.")
         stem_init = uniform_by_fan_in(images.shape[-1], self.patch_size)
         x = embed_patches(
             images, self.patch_size, self.hidden_dim, self.dtype, kernel_init=stem_init, bias_init=stem_init
         )
-        for i in range(self.num_blocks):
-            x = ResMlpBlock(
-                self.layerscale_init,
-                self.mlp_ratio,
-                self.stochastic_depth_rate,
-                self.dtype,
-                name=f"ResMlpBlock_{i}",
-            )(x, train=train)
-            expose(self, f"block_{i}", x)
-        x = Affine(dtype=self.dtype, name="pre_head_affine")(x)
+        block = partial(ResMlpBlock, self.layerscale_init, self.mlp_ratio, dtype=self.dtype, folded=self.folded)
+        x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
+        last = Affine(dtype=self.dtype, name="pre_head_affine")
+        if not self.folded:
+            x = last(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
+        if self.folded:  # the mean of an affine map is the map of the mean
+            x = last(x).astype(jnp.float32)
         expose(self, "pre_logits", x)
         if self.num_classes:
             x = nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)
         return x
+
+
+def fold(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the same function for ``ResMlp(..., folded=True)``, which has fewer operations.
+
+    With ``Aff(x) = a x + b`` before a sublayer and layer scale ``l`` after it:
+
+    * MLP across channels: ``a`` and ``b`` go into ``Dense_0``, and ``l`` into ``Dense_1``.
+    * Token mixing ``W``, which all channels share and so cannot take up a number of each:
+      ``x + l (W (a x + b) + c)`` is ``x + token_scale (W x) + token_bias`` with ``token_scale = l a``,
+      f32[C], and ``token_bias = l (sum(W) b + c)``, f32[N, C].
+    * ``pre_head_affine`` stays as it is, and comes after the mean over tokens.
+
+    Args:
+        params: of a `ResMlp` that is not folded; arrays of any float type.
+
+    Returns:
+        float32 arrays, computed in float64: in each block ``token_mixing/kernel``, ``token_scale``,
+        ``token_bias``, ``Dense_0`` and ``Dense_1``; the rest as it was.
+    """
+    folded = {name: _fold_block(value) if name.startswith("ResMlpBlock_") else value for name, value in params.items()}
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), folded)
+
+
+def _fold_block(block: dict[str, Any]) -> dict[str, Any]:
+    block = jax.tree.map(lambda x: np.asarray(x, np.float64), block)
+    before, mixing, after = block["Affine_0"], block["token_mixing"], block["LayerScale_0"]["scale"]
+    # kernel [N in, N out]: what a constant across tokens becomes at token n is the sum of column n
+    of_constant = mixing["kernel"].sum(axis=0)[:, None] * before["bias"] + mixing["bias"][:, None]  # [N, C]
+    affine, first, second, last = (block[name] for name in ("Affine_1", "Dense_0", "Dense_1", "LayerScale_1"))
+    return {
+        "token_mixing": {"kernel": mixing["kernel"]},
+        "token_scale": after * before["scale"],
+        "token_bias": after * of_constant,
+        "Dense_0": {
+            "kernel": affine["scale"][:, None] * first["kernel"],
+            "bias": first["bias"] + affine["bias"] @ first["kernel"],
+        },
+        "Dense_1": {"kernel": second["kernel"] * last["scale"], "bias": second["bias"] * last["scale"]},
+    }
 
 
 def uniform_by_fan_in(image_channels: int, patch_size: int | tuple[int, int]) -> nn.initializers.Initializer:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.trained import About
 
 Tree = Any  # a pytree of arrays
 Outputs = Mapping[str, np.ndarray]
@@ -23,6 +24,8 @@ class TrainState:
     opt_state: Tree
     extra: Tree  # arrays that are state but no parameters: an EMA teacher, a centre, a queue
     frozen: Tree  # what the loss reads and nothing changes: a distillation teacher
+    ema: Tree = ()  # a running mean of the parameters, where the config asks for one
+    skipped: Tree = ()  # i32[], steps that were not finite and changed nothing, where the config allows some
 
 
 @flax.struct.dataclass
@@ -58,6 +61,14 @@ class Task(abc.ABC):
     def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
         """Put pretrained weights in the place of fresh ones; called once, before step 0."""
         return params, extra
+
+    def about(self) -> About | None:
+        """Return what a user of the trained model must know, for ``model.json``; None where it is none of images."""
+        return None
+
+    def forward_flop(self) -> float:
+        """Return the FLOP of the model's forward pass of one example; 0 if not known."""
+        return 0.0
 
     def frozen(self) -> Tree:
         """Return what the loss reads and nothing changes; called at every start."""

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer import models, pretrained, probes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
+from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
+from vit_jax_mixer.trained import About
 
 # (logits f32[B, K], targets f32[B, K]) -> f32[B]
 LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -24,25 +27,44 @@ LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "sigmoid": lambda logits, targets: optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1),
 }
 
+PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
-def create(run: Config, loss: str, label_smoothing: float) -> "Classification":
-    """Build the task from ``config.task``, ``config.model``, ``config.data`` and ``config.init_from``."""
+
+def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int) -> "Classification":
+    """Build the task from ``config.task``, ``model``, ``data``, ``init_from`` and ``init_resize``."""
+    resize.parse(run.init_resize)  # a misspelt part is told before the data are opened
     if not 0 <= label_smoothing < 1:
         raise UserError(f"config.task.label_smoothing is {label_smoothing}; it must be from 0 to less than 1.")
+    probing = probes.parse(probe, "config.task.probe")
+    if probe_examples < 1:
+        raise UserError(f"config.task.probe_examples is {probe_examples}; it must be 1 or more.")
     data = specs.call(ImageData, run.data, "config.data")
     if run.batch_size % data.train.views:
         raise UserError(
             f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
         )
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
-    return Classification(model, data, loss, label_smoothing, run.init_from)
+    about = About(
+        model={**run.model, "num_classes": data.num_classes},
+        image_shape=data.shape,
+        eval_ops=run.data["eval_ops"],
+        class_names=tuple(data.class_names),
+        source=f"trained on {run.data['source']} {run.data['train']}"
+        + (f", from {run.init_from}" if run.init_from else ""),
+        probabilities=loss,
+    )
+    task = Classification(model, data, loss, label_smoothing, run.init_from, about, run.init_resize)
+    if probing:
+        task.probe(probing, probe_examples)
+    return task
 
 
 class ImageData:
     """Labelled images for training and evaluation, all of one size.
 
     Attributes:
-        num_classes: K, from the training split.
+        class_names: those of the training split.
+        num_classes: K, how many there are.
         train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented.
         eval: the same for evaluation.
         eval_split: the name of the evaluation split.
@@ -64,7 +86,8 @@ class ImageData:
             raise UserError(f"config.data.views is {views}; it must be 1 or more.")
         skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
         train_source, eval_source = open_source(source, train), open_source(source, eval)
-        self.num_classes = len(train_source.class_names)
+        self.class_names = train_source.class_names
+        self.num_classes = len(self.class_names)
         if not self.num_classes:
             raise UserError(f"{source} has no class labels, which classification needs; choose another dataset.")
         self.train_ops = images.parse(train_ops, "config.data.train_ops")
@@ -85,7 +108,7 @@ class ImageData:
 class Labelled:
     """From a source's example to {'image': u8[h, w, c], 'label': i32[]}; worker processes get a copy."""
 
-    ops: images.Ops
+    ops: images.HostOp
     num_classes: int
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -118,25 +141,59 @@ def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -
 class Classification(Task):
     """Images to classes."""
 
-    def __init__(self, model: Any, data: ImageData, loss: str, label_smoothing: float, init_from: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        data: ImageData,
+        loss: str,
+        label_smoothing: float,
+        init_from: str,
+        about: About,
+        init_resize: str = "",
+    ) -> None:
         self.model = model
         self.data = data
         self.train_data = data.train
         self.eval_data = {data.eval_split: data.eval}
         self.label_smoothing = label_smoothing
         self.init_from = init_from
+        self.init_resize = init_resize
+        self._about = about
         self._loss = specs.lookup(LOSSES, loss, "config.task.loss")
+        self._probes: tuple[probes.Probe, ...] = ()
+
+    def probe(self, probing: tuple[probes.Probe, ...], examples: int) -> None:
+        """Let each evaluation try these probes, which learn from so many training examples, not augmented."""
+        self._probes = probing
+        of_training = dataclasses.replace(self.data.eval, source=probes.sample(self.data.train.source, examples))
+        self.eval_data = {**self.eval_data, PROBE_DATA: of_training}
+
+    def about(self) -> About:
+        return self._about
+
+    def forward_flop(self) -> float:
+        return models.forward_flop(self.model, self.data.shape)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Return fresh parameters for images as the training data has them."""
         images, _ = self.data.eval_ops.on_device(jnp.zeros((1, *self.data.shape), jnp.uint8))
-        return self.model.init(key, images)["params"], ()
+        return stacked.init(self.model, key, images), ()
 
     def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
-        """Read ``init_from``, if set; the head stays new."""
+        """Read ``init_from``, if set, and bring it to this model's size; the head stays new."""
         if self.init_from:
-            loaded = pretrained.load(self.init_from)
-            params = pretrained.fill(params, loaded, new=("head",), where=self.init_from)
+            height, width, _ = self.data.shape
+            fresh = stacked.unstack(params)
+            loaded = resize.resize(
+                pretrained.load(self.init_from),
+                fresh,
+                self.init_resize,
+                size=(height, width),
+                source_size=resize.known_size(self.init_from),
+                where=self.init_from,
+            )
+            filled = pretrained.fill(fresh, loaded, new=("head",), where=self.init_from)
+            params = stacked.stack(filled, params)
         return params, extra
 
     def loss(
@@ -151,19 +208,29 @@ class Classification(Task):
         return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy})
 
     def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return each example's cross-entropy (labels not smoothed) and whether it is right."""
+        """Return each example's cross-entropy (label not smoothed), whether it is right and, for probes, features."""
         images, _ = self.data.eval_ops.on_device(batch["image"])
-        logits = self.model.apply({"params": state.params}, images, train=False)
+        logits, kept = self.model.apply({"params": state.params}, images, train=False, mutable=["intermediates"])
         targets = jax.nn.one_hot(batch["label"], self.data.num_classes)
-        return {"loss": self._loss(logits, targets), "accuracy": jnp.argmax(logits, -1) == batch["label"]}
+        rows = {"loss": self._loss(logits, targets), "accuracy": jnp.argmax(logits, -1) == batch["label"]}
+        if self._probes:
+            features = kept["intermediates"]["pre_logits"].astype(jnp.float32)
+            rows |= {"features": features, "label": batch["label"]}
+        return rows
 
     def evaluate(self, outputs: Callable[[str], Iterator[Outputs]]) -> dict[str, float]:
-        """Return SPLIT/loss and SPLIT/accuracy, means over the split."""
-        metrics = {}
-        for split in self.eval_data:
-            batches = list(outputs(split))
-            for name in ("loss", "accuracy"):
-                metrics[f"{split}/{name}"] = float(
-                    np.mean(np.concatenate([b[name] for b in batches]), dtype=np.float64)
-                )
-        return metrics
+        """Return SPLIT/loss and SPLIT/accuracy, means over the split, and SPLIT/PROBE of each probe."""
+
+        def rows(name: str) -> dict[str, np.ndarray]:
+            batches = list(outputs(name))
+            return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+        split = self.data.eval_split
+        test = rows(split)
+        metrics = {name: float(np.mean(test[name], dtype=np.float64)) for name in ("loss", "accuracy")}
+        if self._probes:
+            train = rows(PROBE_DATA)
+            metrics |= probes.evaluate(
+                self._probes, train["features"], train["label"], test["features"], test["label"], self.data.num_classes
+            )
+        return {f"{split}/{name}": value for name, value in metrics.items()}

@@ -14,6 +14,8 @@
 ``idx:DIR``                        MNIST's four files, gzipped or not; the splits are train, test
 ``hf:NAME[:CONFIG]``               a dataset of the Hugging Face hub, as hf:cifar10, hf:USER/NAME
 ``hf:/DIR``, ``hf:/FILE.parquet``  a dataset that `save_to_disk` wrote, or Parquet files
+``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
+                                   without its pictures
 =================================  ===============================================================
 
 A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`.
@@ -27,6 +29,7 @@ from collections.abc import Callable, Mapping
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.sources.base import RandomAccess, Source, Splits
+from vit_jax_mixer.data.sources.blank import open_blank
 from vit_jax_mixer.data.sources.folder import open_folder
 from vit_jax_mixer.data.sources.hf import open_hf
 from vit_jax_mixer.data.sources.idx import open_idx, read_idx
@@ -43,6 +46,7 @@ KINDS: Mapping[str, Callable[[str], Splits]] = {
     "manifest": open_manifest,
     "idx": open_idx,
     "hf": open_hf,
+    "blank": open_blank,
 }
 
 

@@ -1,0 +1,193 @@
+"""Runs that are asked to stop, meet numbers that are not finite, keep a running mean, or are traced."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import DATA, assert_close, assert_same, nested
+from tests.test_step import Reference
+from tests.test_train import lines, logged, saved_part, small
+from vit_jax_mixer import config as config_lib
+from vit_jax_mixer import optim, parallel, pretrained, step, tasks
+from vit_jax_mixer.data.pipeline import indices_of
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.tasks import Aux
+from vit_jax_mixer.train import train_and_evaluate
+
+
+def send_at_step(workdir, number, signals):
+    """Send signals to this process once the metrics have a line of that step."""
+
+    def watch():
+        path = workdir / "metrics.jsonl"
+        while not path.exists() or f'"step": {number}' not in path.read_text():
+            time.sleep(0.01)
+        for sent in signals:
+            os.kill(os.getpid(), sent)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(tmp_path, capsys, sent):
+    config = small(steps=60, eval_every=60, checkpoint__every=60)
+    undisturbed = saved_part(train_and_evaluate(config, tmp_path / "whole"))
+
+    before = signal.getsignal(sent)
+    send_at_step(tmp_path / "stopped", 20, [sent])
+    state = train_and_evaluate(config, tmp_path / "stopped")
+    assert 20 <= int(state.step) < 60
+    assert f"{sent.name}: stopped after step {int(state.step)} of 60" in capsys.readouterr().out
+    assert signal.getsignal(sent) is before
+
+    assert_same(saved_part(train_and_evaluate(config, tmp_path / "stopped")), undisturbed)
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
+
+
+def test_an_evaluation_is_left_and_made_up_for(tmp_path):
+    # Batches of 2 make the evaluation long; its step is saved before it is done.
+    config = small(steps=12, eval_batch_size=2)
+    send_at_step(tmp_path, 6, [signal.SIGTERM])
+    state = train_and_evaluate(config, tmp_path)
+    assert int(state.step) >= 6
+    train_and_evaluate(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path) if "test/accuracy" in line] == [6, 12]
+
+
+class NotFiniteAt(Reference):
+    """The reference, with one step whose gradient is not finite."""
+
+    def __init__(self, bad_step):
+        super().__init__()
+        self.bad_step = bad_step
+
+    def loss(self, params, state, batch, key):
+        loss, aux = super().loss(params, state, batch, key)
+        factor = jnp.where(state.step == self.bad_step, jnp.inf, 1.0)
+        return loss * factor, Aux(aux.metrics, aux.stats)
+
+
+def take_steps(task, count, devices, start=None, **how):
+    optimizer, rate = optim.create(
+        optimizer="adam()", learning_rate=0.01, schedule="constant", warmup_steps=0, clip_norm=1.0, steps=9
+    )
+    run = devices.train_step(lambda *args: step.train_step(task, optimizer, rate, 0, 1, *args, **how))
+    fresh = step.new_state(
+        optimizer, *task.init(step.init_key(0)), ema="ema_decay" in how, skips=how.get("skips", False)
+    )
+    state = devices.put_state(start or fresh)
+    reference = np.load(DATA / "mixer_tiny_reference.npz")
+    batch = {"image": reference["images"], "label": reference["labels"].astype(np.int32)}
+    states = []
+    for _ in range(count):
+        state, metrics = run(state, devices.put_batch(batch))
+        states.append((jax.device_get(devices.saved_form(state)), jax.device_get(metrics)))
+    return states
+
+
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(name):
+    devices = parallel.create(name)
+    (_, _), (before, _), (after, metrics), (later, _) = take_steps(
+        NotFiniteAt(2), 4, devices, skips=True, ema_decay=0.9
+    )
+    assert not np.isfinite(metrics["loss"])
+    unlike = dict(step=before.step, skipped=before.skipped)
+    assert_same(dataclasses.replace(after, **unlike), before)
+    assert (int(after.step), int(after.skipped), int(before.skipped)) == (3, 1, 0)
+    # And the run goes on from there as if that batch had not been.
+    assert int(later.skipped) == 1
+    expected = take_steps(Reference(), 3, devices, skips=True, ema_decay=0.9)[-1][0]
+    assert_close(later.params, expected.params)
+
+
+def test_skips_that_are_not_needed_change_nothing():
+    devices = parallel.create("jit")
+    with_skips, without = (take_steps(Reference(), 3, devices, **how)[-1][0] for how in ({"skips": True}, {}))
+    assert_close(with_skips.params, without.params, 1e-6)
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run_and_name_their_examples(tmp_path, capsys):
+    config = small(on_not_finite="skip(2)", optim__learning_rate=1e30, optim__clip_norm=0.0)
+    with pytest.raises(UserError, match=r"so the run stops after 2 steps that were skipped") as caught:
+        train_and_evaluate(config, tmp_path)
+    assert "the step is skipped, number 2 of at most 2" in capsys.readouterr().out
+    files = sorted(tmp_path.glob("not_finite_step_*.json"))
+    assert len(files) == 3
+    assert str(files[-1]) in str(caught.value)
+    found = json.loads(files[0].read_text())
+    data = tasks.create(config_lib.Config.of(config)).train_data
+    expected = indices_of(data, seed=config.seed, batch_size=config.batch_size, step=found["step"] - 1)
+    assert [example["index"] for example in found["examples"]] == expected
+    assert found["examples"][0]["where"] == data.source.where(expected[0])
+
+
+@pytest.mark.parametrize("wrong", ["skip", "skip(-1)", "skip('many')", "leave"])
+def test_what_to_do_with_them_is_checked_first(tmp_path, wrong):
+    with pytest.raises(UserError, match=r"config\.on_not_finite"):
+        train_and_evaluate(small(on_not_finite=wrong), tmp_path)
+
+
+def test_the_running_mean_is_that_of_its_formula():
+    states = take_steps(Reference(), 5, parallel.create("jit"), ema_decay=0.5)
+    mean = nested(np.load(DATA / "mixer_tiny_params.npz"))
+    for number, (state, _) in enumerate(states):
+        decay = min(0.5, (1 + number) / (10 + number))
+        mean = jax.tree.map(lambda m, p, d=decay: d * m + (1 - d) * p, mean, state.params)
+        assert_close(state.ema, mean)
+
+
+def test_the_running_mean_is_evaluated_saved_resumed_and_what_the_workdir_gives(tmp_path):
+    config = small(ema_decay=0.9, checkpoint__best="test/accuracy_ema")
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    last = lines(tmp_path / "whole")[-1]
+    assert last.keys() >= {"test/accuracy", "test/accuracy_ema", "test/loss_ema"}
+    assert last["test/loss"] != last["test/loss_ema"]
+
+    first = small(ema_decay=0.9, checkpoint__best="test/accuracy_ema", steps=12)
+    send_at_step(tmp_path / "parts", 4, [signal.SIGTERM])
+    train_and_evaluate(first, tmp_path / "parts")
+    again = train_and_evaluate(config, tmp_path / "parts")
+    assert_same(jax.device_get(again.ema), jax.device_get(whole.ema))
+    newest = tmp_path / "whole/checkpoints/12"
+    assert_same(pretrained.load(newest), jax.device_get(whole.ema))
+
+
+def test_a_mean_needs_a_decay_below_one(tmp_path):
+    with pytest.raises(UserError, match=r"config\.ema_decay is 1\.0"):
+        train_and_evaluate(small(ema_decay=1.0), tmp_path)
+
+
+def test_steps_are_traced(tmp_path, capsys):
+    train_and_evaluate(small(profile="3:4"), tmp_path)
+    assert "traced steps 3 to 4" in capsys.readouterr().out
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("wrong", ["3", "4:3", "0:2", "a:b"])
+def test_the_steps_to_trace_are_checked_first(tmp_path, wrong):
+    with pytest.raises(UserError, match=r"config\.profile"):
+        train_and_evaluate(small(profile=wrong), tmp_path)
+
+
+def test_each_line_tells_how_fast_it_goes(tmp_path):
+    train_and_evaluate(small(), tmp_path)
+    speed = [line for line in lines(tmp_path) if "perf/step_seconds" in line]
+    assert len(speed) == 12
+    for line in speed:
+        assert line["perf/images_per_second"] * line["perf/step_seconds"] == pytest.approx(64)
+        assert 0 <= line["perf/data_wait"] <= 1
+
+
+def test_the_first_nan_is_found_where_it_is_made(tmp_path):
+    with pytest.raises(FloatingPointError, match="nan"):
+        train_and_evaluate(small(debug_nans=True, optim__optimizer="adam(eps_root=-1.0)"), tmp_path)

@@ -1,0 +1,45 @@
+"""Blank images of any number, size and classes: for what needs a dataset's shape and not its pictures."""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import numpy as np
+
+from vit_jax_mixer.data.sources.base import Source, Splits
+from vit_jax_mixer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blanks:
+    """Images u8[H, W, C], all grey."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    name: str
+    count: int = 1024
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(self.count)[index]
+        return {"image": np.full(self.shape, 128, np.uint8), "label": index % self.classes}
+
+    def where(self, index: int) -> str:
+        """Say where an example comes from."""
+        return f"{self.name}, image {index}"
+
+
+def open_blank(place: str) -> Splits:
+    """Return the splits train, validation and test of ``CLASSES[,HxWxC]``, as ``1000`` or ``10,28x28x1``."""
+    match = re.fullmatch(r"(\d+)(?:,(\d+)x(\d+)x([13]))?", place)
+    classes, *shape = (int(n or 0) for n in match.groups()) if match else (0, 0)
+    if not classes or (not all(shape) and any(shape)):
+        raise UserError(f"blank:{place} is not of the form blank:CLASSES or blank:CLASSES,HxWxC, as blank:10,28x28x1.")
+    height, width, channels = shape if all(shape) else (256, 256, 3)
+    names = tuple(str(i) for i in range(classes))
+    blanks = _Blanks((height, width, channels), classes, f"blank:{place}")
+    source = functools.partial(Source, blanks, names, blanks.where)
+    return dict.fromkeys(("train", "validation", "test"), source)

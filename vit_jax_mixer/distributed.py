@@ -1,0 +1,170 @@
+"""Several processes as one run: how they find each other, and how the end of one ends the others."""
+
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vit_jax_mixer.errors import UserError
+
+_PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@contextmanager
+def processes(wanted: bool | None = None) -> Iterator[None]:
+    """Join the other processes of the run, if there are any, while the block runs.
+
+    An error in the block ends this process at once: at a normal end it would wait for the others,
+    which wait for it.
+
+    Args:
+        wanted: whether there are others; None to see it from the environment (`arguments`).
+
+    Raises:
+        UserError: the environment says it by halves, or the others cannot be reached.
+    """
+    found = arguments(os.environ, wanted)
+    if found is None:
+        yield
+        return
+    _join(found)
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        _end(_last_words(error))
+
+
+def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[str, Any] | None:
+    """Return what to call `jax.distributed.initialize` with; None for a process that is alone.
+
+    The environment asks for it by the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or as SLURM sets it for a step of several tasks, or as GKE does for a TPU slice of
+    several hosts. JAX itself reads the latter two.
+
+    Raises:
+        UserError: some of the three variables are missing, or make no sense.
+    """
+    if wanted is False:
+        return None
+    if any(environ.get(name) for name in _PLAIN):
+        return _plain(environ)
+    tasks = int(environ.get("SLURM_NTASKS") or 1)
+    if "SLURM_STEP_NODELIST" in environ and tasks > 1:
+        # JAX would give each task one device, also where it has the whole node; [] means all.
+        return {"local_device_ids": []} if environ.get("SLURM_STEP_NUM_NODES") == str(tasks) else {}
+    hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    return {} if wanted or "," in hosts else None
+
+
+def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
+    missing = [name for name in _PLAIN if not environ.get(name)]
+    if missing:
+        given = [name for name in _PLAIN if name not in missing]
+        raise UserError(
+            f"{' and '.join(given)} set, but not {' and '.join(missing)}; set all three for a run of several "
+            "processes, or none."
+        )
+    address, count, index = (environ[name] for name in _PLAIN)
+    if not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT, of process 0.")
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise UserError(
+            f"JAX_PROCESS_ID is {index!r} of JAX_NUM_PROCESSES {count!r}; they must be numbers, the first from 0 and "
+            "less than the second."
+        )
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+
+
+def _join(found: Mapping[str, Any], seconds: int = 300) -> None:
+    """Call `jax.distributed.initialize`; where JAX would abort the process, end it with one sentence.
+
+    Args:
+        found: its arguments.
+        seconds: how long to wait for the others.
+    """
+    address = found.get("coordinator_address", "the address that the launcher gives")
+    if found.get("process_id") == 0:
+        _check_port(address)
+    timer = threading.Timer(
+        seconds,
+        _end,
+        [f"error: waited {seconds} s for the other processes of the run at {address}; see that all are started."],
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(**found, initialization_timeout=seconds + 60)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot join the other processes of the run ({str(error).splitlines()[0]}); set {', '.join(_PLAIN)}, or "
+            "pass --nodistributed to run alone."
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def _check_port(address: str) -> None:
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS is {address}, but its port cannot be taken ({error.strerror}); choose another."
+        ) from error
+
+
+def _end(last_words: str) -> None:
+    print(last_words, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _last_words(error: BaseException) -> str:
+    """Return what an error leaves to say: one sentence, or the traceback of a defect."""
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, UserError):
+        return f"error: {me}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"{me}: interrupted; the same command goes on from the newest checkpoint."
+    return f"{me}:\n" + "".join(traceback.format_exception(error))
+
+
+def check_shared(folder: Path) -> None:
+    """Raise a `UserError` unless a folder is the same for all processes."""
+    if jax.process_count() == 1:
+        return
+    number = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(31))))
+    mark = folder / f".seen_by_all_{number}"
+    if jax.process_index() == 0:
+        mark.touch()
+    multihost_utils.sync_global_devices("the folder is marked")
+    sees = multihost_utils.process_allgather(np.bool_(mark.exists()))
+    mark.unlink(missing_ok=True)
+    if not sees.all():
+        raise UserError(
+            f"the workdir {folder} is not one folder: process {int(np.argmin(sees))} does not see what process 0 "
+            "writes there; choose a --workdir that all hosts share."
+        )
+
+
+def check_same(text: str, what: str) -> None:
+    """Raise a `UserError` unless all processes have the same text."""
+    if jax.process_count() > 1:
+        sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+        if (sums != sums[0]).any():
+            other = int(np.argmax(sums != sums[0]))
+            raise UserError(f"{what} of process {other} is not that of process 0; start all with the same command.")
