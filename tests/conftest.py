@@ -3,14 +3,15 @@
 import os
 import tempfile
 
-# Before JAX and TFDS are loaded; commands that tests start inherit them.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_folder = tempfile.TemporaryDirectory(prefix="vit_jax_mixer_tests_")
-os.environ["TFDS_DATA_DIR"] = f"{_folder.name}/tensorflow_datasets"
-# Many tests run the same program; compile it once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_folder.name}/compiled"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Before JAX and TFDS are loaded; commands that tests start inherit them, and so do pytest's own workers.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    _folder = tempfile.TemporaryDirectory(prefix="vit_jax_mixer_tests_")
+    os.environ["TFDS_DATA_DIR"] = f"{_folder.name}/tensorflow_datasets"
+    # Many tests run the same program; compile it once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_folder.name}/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402 # after the environment is set
 import pytest  # noqa: E402
