@@ -75,7 +75,7 @@ def get_config() -> Any:
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1_000  # steps; each evaluation saves one too
-    config.checkpoint.keep = 1  # the newest that stay
+    config.checkpoint.keep = 2  # the newest that stay; the one before helps if a disk damages the newest
     config.checkpoint.best = "validation/accuracy"  # the best by this stays too; '' for none
 
     return config.lock()

@@ -13,8 +13,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_folder.name}/compiled"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import jax  # noqa: E402 # after the environment is set
-import pytest  # noqa: E402
+import jax  # after the environment is set
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
