@@ -126,7 +126,7 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
 
 def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
     """Return which examples of the source the batch of a step holds, over all processes."""
-    order = _order(dataset, seed)
+    order: Any = _order(dataset, seed)
     return [int(order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
 
 

@@ -98,7 +98,9 @@ def forward_flop(model: nn.Module, image_shape: tuple[int, ...]) -> float:
 
     Nothing is computed: XLA's own analysis of the traced program counts, elementwise work included.
     """
-    fields = {name: False for name in ("scan", "remat") if hasattr(model, name)}  # a loop's body would count once
+    fields: dict[str, Any] = {
+        name: False for name in ("scan", "remat") if hasattr(model, name)
+    }  # a loop's body would count once
     model = model.clone(**fields)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -37,7 +37,7 @@ def embed_patches(
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): nothing at all of some examples.
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): some examples become zero.
 
     Attributes:
         rate: probability that an example is dropped; the others are divided by ``1 - rate``.
@@ -50,7 +50,7 @@ class DropPath(nn.Module):
         """Map f32[B, N, C] to f32[B, N, C]; ``rate``, f32[], is for a scan, where it cannot be an attribute."""
         if not train or self.rate == 0:
             return x
-        keep = 1 - (self.rate if rate is None else rate)
+        keep: Any = 1 - (self.rate if rate is None else rate)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(x), 1, 1))
         scaled = x / (keep if rate is None else keep.astype(x.dtype))
         return jnp.where(kept, scaled, jnp.zeros_like(x))
@@ -94,7 +94,7 @@ def apply_blocks(
 
     loop = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True})
     x, tokens = loop(block(stochastic_depth_rate=max(rates), name=kind), x, jnp.asarray(rates))
-    if exposed:
+    if tokens is not None:
         for i in range(len(rates)):
             expose(model, f"block_{i}", tokens[i])
     return x

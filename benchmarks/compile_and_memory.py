@@ -1,0 +1,103 @@
+"""What `config.model.scan` and `config.model.remat` do to compile time, memory and speed of the training step.
+
+python -m benchmarks.compile_and_memory [--model=Mixer-L/16 --batch_size=8 --dtype=float32 --rounds=3 --steps=1]
+
+The step is that of configs/mixer_imagenet.py, for images of 224 x 224 pixels. Compile times are those
+of tracing and compiling, without a cache; memory is what XLA says that the compiled program needs:
+temporaries are what it needs beside the state and the batch, and all of the state should be reused
+for the new one. The four ways are measured in turn, again and again, and the table has medians.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from configs import mixer_imagenet
+from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
+from vit_jax_mixer.config import Config
+
+_MODEL = flags.DEFINE_string("model", "Mixer-L/16", "Model, of 224 x 224 pixels.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images of a step.")
+_ACCUM_STEPS = flags.DEFINE_integer("accum_steps", 1, "Parts in which a batch is computed.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Compilations of each way.")
+_STEPS = flags.DEFINE_integer("steps", 1, "Steps of each way in each round; 0 times none.")
+
+WAYS = {
+    "unrolled": dict(scan=False, remat=False),
+    "scan": dict(scan=True, remat=False),
+    "remat": dict(scan=False, remat=True),
+    "scan, remat": dict(scan=True, remat=True),
+}
+COLUMNS = ("compile s", "step s", "temporaries MiB", "arguments MiB", "reused MiB")
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print the table."""
+    del argv
+    jax.config.update("jax_enable_compilation_cache", False)
+    found = {name: [] for name in WAYS}
+    for _ in range(_ROUNDS.value):
+        for name, way in WAYS.items():
+            found[name].append(measure(run_of(**way), _STEPS.value))
+    rows = {name: [statistics.median(values) for values in zip(*of, strict=True)] for name, of in found.items()}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(f"{_MODEL.value}, batch {_BATCH_SIZE.value}, {_DTYPE.value}, {device}; in brackets, relative to the first")
+    print(f"{'':<12}" + "".join(f"{column:>22}" for column in COLUMNS))
+    first = rows["unrolled"]
+    for name, row in rows.items():
+        cells = (f"{value:,.1f} ({value / max(of, 1e-9):.2f})" for value, of in zip(row, first, strict=True))
+        print(f"{name:<12}" + "".join(f"{cell:>22}" for cell in cells))
+
+
+def run_of(**way: bool) -> Config:
+    """Return the ImageNet run with the embedded digits, enlarged, in the place of its data."""
+    config = mixer_imagenet.get_config()
+    config.model.update(name=_MODEL.value, dtype=_DTYPE.value, **way)
+    config.batch_size = _BATCH_SIZE.value
+    config.accum_steps = _ACCUM_STEPS.value
+    config.data.source = "tfds:sklearn_digits"
+    config.data.eval = "test"
+    config.data.train_ops = "decode(3)|resize(224)|value_range(-1, 1)"
+    config.data.eval_ops = config.data.train_ops
+    return Config.of(config)
+
+
+def measure(run: Config, steps: int) -> tuple[float, ...]:
+    """Return a row of the table: seconds to trace and compile, seconds a step, and MiB three times."""
+    task = tasks.create(run)
+    devices = parallel.create(run.parallel)
+    new_state, train_step = step.of_run(
+        run, task, *specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    )
+    shapes = jax.eval_shape(lambda: new_state(*task.init(jax.random.key(0))))
+    image = np.zeros((run.batch_size, *task.train_data.get(0, np.random.default_rng(0))["image"].shape), np.uint8)
+    batch = devices.put_batch({"image": image, "label": np.zeros(run.batch_size, np.int32)})
+    # The time of a step does not depend on the values; these are quickly made.
+    state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), shapes))
+
+    jax.clear_caches()
+    begun = time.perf_counter()
+    compiled = devices.lower(train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
+    seconds = [time.perf_counter() - begun]
+    for _ in range(steps):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - begun)
+    return seconds[0], statistics.median(seconds[1:] or [0.0]), *memory(compiled)
+
+
+def memory(compiled: jax.stages.Compiled) -> list[float]:
+    """Return MiB of a compiled step: temporaries, arguments, and arguments that are reused for its results."""
+    analysis: Any = compiled.memory_analysis()
+    sizes = (analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.alias_size_in_bytes)
+    return [size / 2**20 for size in sizes]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,214 @@
+"""`scan` and `remat`: the same numbers, other memory; and published names wherever parameters leave the devices."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tests.helpers import assert_close, assert_same
+from tests.test_train import small
+from vit_jax_mixer import models, optim, parallel, pretrained, specs, step, tasks, trained
+from vit_jax_mixer.config import Config
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
+from vit_jax_mixer.models.mixer import MixerBlock
+from vit_jax_mixer.train import train_and_evaluate
+
+TINY = dict(num_blocks=3, patch_size=8, hidden_dim=24)
+FAMILIES = {
+    "MlpMixer": dict(**TINY, tokens_mlp_dim=10, channels_mlp_dim=36),
+    "ResMlp": dict(**TINY, layerscale_init=0.1),
+    "GMlp": TINY,
+}
+IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+WAYS = [dict(scan=True), dict(remat=True), dict(scan=True, remat=True)]
+
+
+def fresh(model):
+    params = stacked.init(model, jax.random.key(0), IMAGES)
+    head = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    return {**params, "head": {**params["head"], "kernel": head}}
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_gradients_and_intermediates_are_those_of_the_unrolled_model(family):
+    def results(**way):
+        model = models.create(family, 5, **FAMILIES[family], **way)
+
+        @partial(jax.value_and_grad, has_aux=True)
+        def loss(params):
+            logits, state = model.apply({"params": params}, IMAGES, train=True, mutable=["intermediates"])
+            return jnp.mean(logits**2), {"logits": logits, **state["intermediates"]}
+
+        (_, found), grads = jax.jit(loss)(fresh(model))
+        return found, stacked.unstack(grads)
+
+    expected = results()
+    assert set(expected[0]) == {"logits", "block_0", "block_1", "block_2", "pre_logits"}
+    for way in WAYS if family == "MlpMixer" else WAYS[-1:]:
+        found, grads = results(**way)
+        assert_close(found, expected[0])
+        assert_close(grads, expected[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_means_the_same_parameters_in_both_layouts(family):
+    unrolled, scanned = (fresh(models.create(family, 5, **FAMILIES[family], scan=scan)) for scan in (False, True))
+    block = {"MlpMixer": "MixerBlock", "ResMlp": "ResMlpBlock", "GMlp": "GMlpBlock"}[family]
+    assert block in scanned
+    assert f"{block}_0" not in scanned
+    assert_same(stacked.unstack(scanned), unrolled)
+    assert_same(stacked.stack(unrolled, scanned), scanned)
+
+
+def test_in_a_scan_too_stochastic_depth_grows_linearly_and_keeps_the_mean():
+    rates = [0, 0.25, 0.5]
+    model = models.create("MlpMixer", 5, **FAMILIES["MlpMixer"], scan=True, remat=True, stochastic_depth_rate=0.5)
+    params = fresh(model)
+    # Without channel mixing, a block is x + token mixing.
+    block = {
+        **params["MixerBlock"],
+        "channel_mixing": jax.tree.map(jnp.zeros_like, params["MixerBlock"]["channel_mixing"]),
+    }
+    params = {**params, "MixerBlock": block}
+    images = np.random.default_rng(0).normal(size=(400, 32, 32, 3)).astype(np.float32)
+
+    @partial(jax.grad, has_aux=True)
+    def gradient(params):
+        logits, state = model.apply(
+            {"params": params}, images, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["intermediates"]
+        )
+        return jnp.mean(logits**2), state["intermediates"]
+
+    grads, tokens = jax.jit(gradient)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    skipped = []
+    for i in (1, 2):
+        before, after = tokens[f"block_{i - 1}"], tokens[f"block_{i}"]
+        branch = MixerBlock(10, 36).apply({"params": stacked.unstack(params)[f"MixerBlock_{i}"]}, before) - before
+        scale = np.einsum("bnc,bnc->b", after - before, branch) / np.einsum("bnc,bnc->b", branch, branch)
+        skipped.append(np.abs(scale) < 1e-3)
+        np.testing.assert_allclose(scale[~skipped[-1]], 1 / (1 - rates[i]), rtol=1e-3)
+        assert abs(skipped[-1].mean() - rates[i]) < 0.1
+    both = np.mean(skipped[0] & skipped[1])
+    assert abs(both - 0.125) < 0.08, "blocks draw alike"
+
+
+def test_dropout_draws_anew_in_each_block_of_a_scan_and_in_training_alone():
+    model = models.create("MlpMixer", 5, **FAMILIES["MlpMixer"], scan=True, dropout_rate=0.5)
+    params = fresh(model)
+
+    @partial(jax.jit, static_argnames="train")
+    def apply(train):
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply({"params": params}, IMAGES, train=train, rngs=rngs, mutable=["intermediates"])
+
+    tokens = apply(train=True)[1]["intermediates"]
+    # A value that both MLPs drop stays what it was: a quarter of all, in each block others.
+    first, second = (tokens[f"block_{i + 1}"] == tokens[f"block_{i}"] for i in (0, 1))
+    assert 0.2 < np.mean(first) < 0.3
+    assert 0.3 < np.mean(first != second) < 0.45
+    without = jax.jit(partial(model.clone(dropout_rate=0.0).apply, train=True))
+    assert_close(apply(train=False)[0], without({"params": params}, IMAGES))
+
+
+def test_any_tree_is_unstacked_and_stacked_again():
+    def state(scan):
+        model = models.create("MlpMixer", 5, **FAMILIES["MlpMixer"], scan=scan)
+        optimizer, _ = optim.create(
+            optimizer="adamw(weight_decay=0.1)",
+            learning_rate=0.1,
+            schedule="constant",
+            warmup_steps=0,
+            clip_norm=1,
+            steps=9,
+        )
+        return step.new_state(optimizer, fresh(model), {"teacher": fresh(model)}, ema=True)
+
+    unrolled, scanned = state(False), state(True)
+    assert len(jax.tree.leaves(scanned)) < len(jax.tree.leaves(unrolled)) / 2
+    assert_same(stacked.unstack(scanned), unrolled)
+    assert_same(stacked.unstack(jax.device_get(scanned)), unrolled)  # NumPy arrays
+    shapes = jax.eval_shape(stacked.unstack, jax.eval_shape(lambda: scanned))
+    assert shapes == jax.eval_shape(lambda: unrolled)
+    assert_same(stacked.stack(unrolled, jax.eval_shape(lambda: scanned)), scanned)
+    assert_same(stacked.stack(unrolled, unrolled), unrolled)
+
+
+def test_weight_decay_goes_by_the_published_names_in_both_layouts():
+    params = stacked.init(models.create("MlpMixer", 5, **FAMILIES["MlpMixer"], scan=True), jax.random.key(0), IMAGES)
+    for no_decay in ("(bias|scale)$", r"^MixerBlock_\d+/token", ""):
+        mask = optim.decay_mask(no_decay)
+        of_each = stacked.unstack(jax.tree.map(lambda decays, leaf: np.full(leaf.shape, decays), mask(params), params))
+        assert jax.tree.map(np.all, of_each) == jax.tree.map(np.any, of_each) == mask(stacked.unstack(params))
+    with pytest.raises(UserError, match=r"matches MixerBlock_0/.* but not MixerBlock_1/.*config.model.scan"):
+        optim.decay_mask("MixerBlock_0/")(params)
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [[line["train/loss"], line["train/grad_norm"]] for line in lines if "train/loss" in line]
+
+
+def test_a_run_goes_on_in_the_other_layout_with_the_same_curve_and_files(tmp_path):
+    def config(steps, scan, **changes):
+        fields = dict(model__dropout_rate=0.0, model__stochastic_depth_rate=0.0, ema_decay=0.9, eval_every=100)
+        fields |= dict(optim__schedule="constant", optim__warmup_steps=0, **changes)
+        return small(steps=steps, model__scan=scan, model__remat=scan, **fields)
+
+    expected = train_and_evaluate(config(3, False), tmp_path / "unrolled")
+
+    switched = tmp_path / "switched"
+    train_and_evaluate(config(1, True), switched)
+    written = pretrained.load(switched)
+    assert {"MixerBlock_0", "MixerBlock_1"} < set(written)
+    opened = trained.open_model(str(switched))
+    assert_same(opened.params, jax.tree.map(jnp.asarray, written))
+
+    for steps, scan in ((2, False), (3, True)):
+        state = train_and_evaluate(config(steps, scan), switched, change_config=True)
+        assert ("MixerBlock" in state.params) == scan
+    np.testing.assert_allclose(losses(switched), losses(tmp_path / "unrolled"), rtol=1e-5)
+    assert_close(stacked.unstack(state.params), expected.params, 1e-4)
+    assert_close(stacked.unstack(state.ema), expected.ema, 1e-4)
+
+    # Fine-tuning from such a workdir, whatever the layout.
+    task = tasks.create(Config.of(config(1, True, init_from=str(switched))))
+    params, _ = task.load(*task.init(jax.random.key(0)))
+    of_blocks = lambda tree: {name: value for name, value in tree.items() if name != "head"}
+    assert_same(stacked.unstack(of_blocks(params)), of_blocks(pretrained.load(switched)))
+
+
+def compiled_memory(**changes):
+    """Return what the digits' step needs beside its arguments, what it reuses, and the state's size, in bytes."""
+    sizes = dict(model__num_blocks=4, model__dropout_rate=0.0, batch_size=512, optim__optimizer="sgd()")
+    config = small(**sizes, **changes)
+    run = Config.of(config)
+    task, devices = tasks.create(run), parallel.create(run.parallel)
+    new_state, train_step = step.of_run(
+        run, task, *specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    )
+    state = devices.make(lambda: new_state(*task.init(jax.random.key(0))))
+    batch = devices.put_batch({"image": np.zeros((512, 8, 8, 1), np.uint8), "label": np.zeros(512, np.int32)})
+    analysis = devices.lower(train_step, state, batch).compile(parallel.COMPILER_OPTIONS).memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return analysis.temp_size_in_bytes, analysis.alias_size_in_bytes, size
+
+
+def test_scan_with_remat_and_parts_of_a_batch_need_less_memory_and_the_state_is_reused():
+    unrolled, reused, size = compiled_memory()
+    assert reused >= 0.99 * size
+    scanned, reused, size = compiled_memory(model__scan=True, model__remat=True)
+    assert reused >= 0.99 * size
+    assert scanned < 0.5 * unrolled
+    in_parts, reused, size = compiled_memory(accum_steps=4)
+    assert reused >= 0.99 * size
+    assert in_parts < 0.5 * unrolled
