@@ -1,17 +1,16 @@
-"""Trains on eight simulated devices, for `test_parallel`: ``python -m tests.eight_devices FOLDER``.
+"""Trains on eight simulated devices, in a process of its own, for `test_parallel`.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.eight_devices FOLDER
 
 Writes to FOLDER the parameters after each run, and ``bytes.json``: what the state takes on a device.
 """
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
-import jax  # after the environment is set
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util

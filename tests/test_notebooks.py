@@ -74,6 +74,7 @@ def test_finetune(run, tmp_path):
     assert (tmp_path / "runs" / "finetune" / "evaluation" / "confusion.png").is_file()
 
 
+@pytest.mark.slow
 def test_inspect(run):
     values, outputs = run("inspect", "total", "similar.tolist()", "resmlp.about.model['name']")
     total, similar, name = values

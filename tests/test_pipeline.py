@@ -114,8 +114,7 @@ def test_three_epochs_are_the_same_for_any_number_of_processes_and_workers(proce
         for step in (13, 2, 7):
             np.testing.assert_array_equal(direct[step]["draw"], parts[p][step]["draw"])
     found = {
-        name: np.concatenate([part[step][name] for step in range(steps) for part in parts])
-        for name in ("id", "draw")
+        name: np.concatenate([part[step][name] for step in range(steps) for part in parts]) for name in ("id", "draw")
     }
     alone = [train_order(data, seed=3, batch_size=batch_size, share=Share(0, 1))[step] for step in range(steps)]
     np.testing.assert_array_equal(found["id"], ids(alone))

@@ -227,6 +227,7 @@ def test_probes_do_not_depend_on_the_batch_size_of_evaluation(run, tmp_path):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_tries_probes_of_a_workdir_in_the_place_of_its_head(run, tmp_path):
     flags = [f"--model={run[1]}", "--data=tfds:sklearn_digits", f"--probe={PROBES}", f"--out={tmp_path}"]
     result = command("evaluate", *flags)

@@ -309,6 +309,7 @@ def test_a_run_begins_with_the_enlarged_weights(workdir):
     assert_close(features(large, params, images), expected)
 
 
+@pytest.mark.slow
 def test_the_command_line_fine_tunes_at_twice_the_size_and_goes_on_without_the_checkpoint(workdir, tmp_path):
     source = shutil.copytree(workdir, tmp_path / "small")
     config = config_of(16, init_from=str(source), init_resize="block_diagonal")

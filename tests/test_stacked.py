@@ -158,6 +158,7 @@ def losses(workdir):
     return [[line["train/loss"], line["train/grad_norm"]] for line in lines if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_other_layout_with_the_same_curve_and_files(tmp_path):
     def config(steps, scan, **changes):
         fields = dict(model__dropout_rate=0.0, model__stochastic_depth_rate=0.0, ema_decay=0.9, eval_every=100)
@@ -203,6 +204,7 @@ def compiled_memory(**changes):
     return analysis.temp_size_in_bytes, analysis.alias_size_in_bytes, size
 
 
+@pytest.mark.slow
 def test_scan_with_remat_and_parts_of_a_batch_need_less_memory_and_the_state_is_reused():
     unrolled, reused, size = compiled_memory()
     assert reused >= 0.99 * size

@@ -109,6 +109,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(name):
     assert_close(later.params, expected.params)
 
 
+@pytest.mark.slow
 def test_skips_that_are_not_needed_change_nothing():
     devices = parallel.create("jit")
     with_skips, without = (take_steps(Reference(), 3, devices, **how)[-1][0] for how in ({"skips": True}, {}))
@@ -145,6 +146,7 @@ def test_the_running_mean_is_that_of_its_formula():
         assert_close(state.ema, mean)
 
 
+@pytest.mark.slow
 def test_the_running_mean_is_evaluated_saved_resumed_and_what_the_workdir_gives(tmp_path):
     config = small(ema_decay=0.9, checkpoint__best="test/accuracy_ema")
     whole = train_and_evaluate(config, tmp_path / "whole")
@@ -188,6 +190,7 @@ def test_each_line_tells_how_fast_it_goes(tmp_path):
         assert 0 <= line["perf/data_wait"] <= 1
 
 
+@pytest.mark.slow
 def test_the_first_nan_is_found_where_it_is_made(tmp_path):
     with pytest.raises(FloatingPointError, match="nan"):
         train_and_evaluate(small(debug_nans=True, optim__optimizer="adam(eps_root=-1.0)"), tmp_path)

@@ -44,7 +44,7 @@ class Checkpoints:
         self.best = best
         self._folder = workdir.absolute() / "checkpoints"
         self._writing = 0  # the step that is being written
-        self._found = ""  # why a save failed that nobody was told of
+        self._begun = False  # whether nobody knows yet if that is written
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
         self.set_aside = _set_damaged_aside(self._folder)
         self._manager = ocp.CheckpointManager(
@@ -111,12 +111,11 @@ class Checkpoints:
         return f"cannot write checkpoint {step} to {self._folder} ({error}); the run goes on until the next fails too"
 
     def failed(self) -> bool:
-        """Say whether the save that was begun last has failed, and nobody was told."""
-        try:
-            self._manager.check_for_errors()
-        except _FAILURES as error:
-            self._found = _reason(error)
-        return bool(self._found)
+        """Say whether the save that was begun last has failed, and nobody was told; one process alone can."""
+        if not self._begun or jax.process_count() > 1 or self._manager.is_saving_in_progress():
+            return False
+        self._begun = (self._folder / str(self._writing)).is_dir() is False
+        return self._begun
 
     def _must_save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         if error := self._settle() or self._begin(step, state, metrics) or self._settle():
@@ -124,7 +123,7 @@ class Checkpoints:
 
     def _begin(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str:
         """Begin to write; return why that failed, or ''."""
-        self._writing = step
+        self._writing, self._begun = step, True
         try:
             args = ocp.args.StandardSave(stacked.unstack(_saved(state)))
             self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
@@ -134,12 +133,12 @@ class Checkpoints:
 
     def _settle(self) -> str:
         """Wait until what was begun is written; return why that failed, or ''."""
-        found, self._found = self._found, ""
+        self._begun = False
         try:
             self._manager.wait_until_finished()
         except _FAILURES as error:
             return _reason(error)
-        return found
+        return ""
 
     def _seal(self) -> None:
         """Is called by Orbax when all is written, before the folder gets its name."""

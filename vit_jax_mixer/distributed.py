@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from vit_jax_mixer.errors import UserError
 
 _PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_PEER = "(?i)gloo|nccl|peer|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"  # in what JAX says of others
 
 
 @contextmanager
@@ -79,7 +80,8 @@ def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
             "processes, or none."
         )
     address, count, index = (environ[name] for name in _PLAIN)
-    if not re.fullmatch(r".+:\d+", address):
+    port = address.rpartition(":")[2]
+    if not (re.fullmatch(r".+:\d+", address) and int(port) < 2**16):
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT, of process 0.")
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise UserError(
@@ -122,7 +124,8 @@ def _check_port(address: str) -> None:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except OSError as error:
         raise UserError(
-            f"JAX_COORDINATOR_ADDRESS is {address}, but its port cannot be taken ({error.strerror}); choose another."
+            f"JAX_COORDINATOR_ADDRESS is {address}, but process 0 cannot take its port "
+            f"({os.strerror(error.errno or 0)}); choose another."
         ) from error
 
 
@@ -138,6 +141,11 @@ def _last_words(error: BaseException) -> str:
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
         return f"error: {me}: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search(_PEER, str(error)):
+        return (
+            f"error: {me}: another one ended, or cannot be reached ({str(error).splitlines()[0][:200]}); the same "
+            "command, given to all again, goes on from the newest checkpoint."
+        )
     if isinstance(error, KeyboardInterrupt):
         return f"{me}: interrupted; the same command goes on from the newest checkpoint."
     return f"{me}:\n" + "".join(traceback.format_exception(error))

@@ -1,0 +1,356 @@
+"""Plans: HLO text, cost, roofline, targets; end to end for GPUs and for this machine's CPU."""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import common, digits, mixer_b16, mnist
+from tests.helpers import ROOT, command
+from vit_jax_mixer import hardware, models
+from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.parallel import SMALLEST_SHARDED
+from vit_jax_mixer.plan import cost, estimate, hlo, targets
+from vit_jax_mixer.plan.compiled import Planned, _asked, devices_of
+from vit_jax_mixer.plan.data_shape import without_data
+from vit_jax_mixer.plan.roofline import bill, roofline
+
+# As libtpu writes them: tiles and memory spaces in the layout, products as convolutions, a loop without its
+# count (1, 3, 5, 7, 9), a message that is spread over several fusions, and one that runs in each turn of the
+# loop.
+TPU = """HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%start (p.1: bf16[16,64]) -> (bf16[16,64], bf16[64,64], u32[]) {
+  %p.1 = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %gather.1 = bf16[64,64]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %c = (bf16[16,64], bf16[64,64], u32[]) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%product (p.2: f32[32,64], p.3: bf16[5,64,64], p.4: s32[]) -> f32[32,64] {
+  %p.2 = f32[32,64]{1,0:T(8,128)} parameter(0)
+  %p.3 = bf16[5,64,64]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %p.4 = s32[]{:T(128)S(6)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%p.3, %p.4, %zero, %zero), dynamic_slice_sizes={1,64,64}
+  %weights = bf16[64,64]{1,0} bitcast(%slice)
+  ROOT %convolution.1 = f32[32,64]{1,0:T(8,128)} convolution(%p.2, %weights), dim_labels=bf_io->bf
+}
+
+%body (state: (s32[], f32[32,64], bf16[5,64,64])) -> (s32[], f32[32,64], bf16[5,64,64]) {
+  %state = (s32[]{:T(128)}, f32[32,64]{1,0:T(8,128)}, /*index=2*/bf16[5,64,64]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%state), index=0
+  %x = f32[32,64]{1,0} get-tuple-element(%state), index=1
+  %w = bf16[5,64,64]{2,1,0} get-tuple-element(%state), index=2
+  %one = s32[]{:T(128)S(6)} constant(1)
+  %after = s32[]{:T(128)S(6)} add(%i, %one)
+  %next = s32[]{:T(128)S(6)} add(%one, %after)
+  %fusion.1 = f32[32,64]{1,0:T(8,128)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%product
+  %sum = f32[32,64]{1,0:S(1)} all-reduce(%fusion.1), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
+  %copy-start.1 = (f32[32,64]{1,0}, f32[32,64]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%sum)
+  %copy-done.1 = f32[32,64]{1,0} copy-done(%copy-start.1)
+  ROOT %t = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) tuple(%next, %copy-done.1, %w)
+}
+
+%condition (state.1: (s32[], f32[32,64], bf16[5,64,64])) -> pred[] {
+  %state.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[]{:T(128)} constant(10)
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[32,64], b: bf16[5,64,64], c: bf16[16,64]) -> f32[32,64] {
+  %a = f32[32,64]{1,0} parameter(0), sharding={replicated}, metadata={op_name="x = (f32)"}
+  %b = bf16[5,64,64]{2,1,0} parameter(1)
+  %c = bf16[16,64]{1,0:S(1)} parameter(2)
+  %first = s32[]{:S(6)} constant(1)
+  %zero.1 = s32[]{:S(6)} copy(%first)
+  %begin = (bf16[16,64]{1,0:S(1)}, bf16[64,64]{1,0:S(1)}, u32[]{:S(2)}) fusion(%c), kind=kCustom, calls=%start
+  %again = (bf16[16,64]{1,0:S(1)}, bf16[64,64]{1,0:S(1)}, u32[]{:S(2)}) fusion(%c), kind=kCustom, calls=%start
+  %tuple.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) tuple(%zero.1, %a, %b)
+  %while.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) while(%tuple.1), condition=%condition, body=%body
+  ROOT %out = f32[32,64]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def compiled(function, *args, **kwargs):
+    return jax.jit(function, **kwargs).lower(*args).compile()
+
+
+def cost_of(program):
+    return cost.cost_of(hlo.parse(program.as_text()))
+
+
+def run_of(config, **fields):
+    return dataclasses.replace(Config.of(config), **fields)
+
+
+def small(**fields):
+    """Return the run on the digits with two blocks and some changed fields of the model."""
+    run = without_data(Config.of(digits.get_config()), None, "")
+    return dataclasses.replace(
+        run, model={**run.model, "num_blocks": 2, **fields}
+    )  # each more takes a second to compile
+
+
+def target(name):
+    return targets.parse(name, lambda: targets.Chip("cpu", 1e9, {"bfloat16": 1e9, "float32": 1e9}, 1e9, 1e9))
+
+
+# --- HLO ---
+
+
+def test_a_program_of_a_tpu_is_read():
+    found = cost.cost_of(hlo.parse(TPU))
+    assert found.flop == {"f32": 5 * 2 * 32 * 64 * 64}
+    x, weights = 32 * 64 * 4, 64 * 64 * 2
+    # Each turn reads x and a fifth of the weights and writes x back; VMEM (S(1)) is not main memory.
+    assert found.bytes == 5 * (x + weights + x)
+    assert found.bytes_once == x + weights + x
+    gather = cost.Collective("all-gather", 4, 64 * 64 * 2)
+    assert found.collectives == (gather, cost.Collective("all-reduce", 2, 5 * x))
+    assert gather.sent == 64 * 64 * 2 * 3 / 4
+
+
+def test_flop_and_bytes_are_those_of_xla_where_there_is_no_loop():
+    def step(w, x):
+        image = jax.lax.conv_general_dilated(x, w["conv"], (2, 2), [(1, 2), (0, 1)], rhs_dilation=(1, 2))
+        return jnp.mean((image.reshape(len(x), -1) @ w["dense"]) ** 2)
+
+    w = {"conv": jnp.ones((8, 3, 5, 5)), "dense": jnp.ones((8 * 13 * 9, 64))}
+    x = jnp.ones((16, 3, 27, 25))
+    program = compiled(jax.grad(step), w, x)
+    found, expected = cost_of(program), program.cost_analysis()
+    assert sum(found.flop.values()) == pytest.approx(expected["flops"], rel=0.05)
+    assert sum(found.flop.values()) < expected["flops"]  # which counts additions as well
+    assert found.bytes == pytest.approx(expected["bytes accessed"], rel=0.05)
+
+
+def test_a_loops_body_counts_as_often_as_it_runs():
+    def loop(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+    w, x = jnp.ones((7, 64, 64)), jnp.ones((32, 64))
+    program = compiled(jax.grad(loop), w, x)
+    assert sum(cost_of(program).flop.values()) == 3 * 7 * 2 * 32 * 64 * 64
+    assert program.cost_analysis()["flops"] < 7 * 2 * 32 * 64 * 64
+
+
+def test_the_messages_between_devices_are_found():
+    mesh = Mesh(jax.devices(), ("d",))
+    spread, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("d"), PartitionSpec()))
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=spread)
+    (message,) = cost_of(compiled(lambda x: x.sum(0), x, out_shardings=whole)).collectives
+    assert message == cost.Collective("all-reduce", 2, 32 * 4)
+    (message,) = cost_of(compiled(lambda x: x + 1, x, out_shardings=whole)).collectives
+    assert message == cost.Collective("all-gather", 2, 64 * 32 * 4)
+    assert message.sent == 64 * 32 * 4 / 2
+
+
+@pytest.mark.parametrize(
+    ("attributes", "group"),
+    [
+        ("replica_groups=[16,2]<=[32]", 2),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=mesh['a'=4,'b'=8,'c'=1] {'a','b'}", 32),
+        ("replica_groups=mesh['a'=8,'b'=2], device_ids=([2,8]T(1,0)) {'a'}, dimensions={0}", 8),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+        ("", 1),
+    ],
+)
+def test_the_devices_of_a_group_are_counted(attributes, group):
+    assert cost._group(attributes) == group
+
+
+# --- Targets and roofline ---
+
+
+def test_the_peaks_are_those_that_training_reports():
+    kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+    kinds |= {name: f"NVIDIA {name.upper()}" for name in ("a100", "h100", "h200")}
+    for name, chip in targets.CHIPS.items():
+        peak = next(peak for kind, peak in hardware._PEAKS.items() if kinds[name].startswith(kind))
+        assert chip.flops["bfloat16"] == peak, name
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("v5e", ["needs a topology", "v5e:2x2"]),
+        ("v5e:3x5", ["no topology '3x5'", "v5e:16x16"]),
+        ("v4:2x2", ["no topology '2x2'", "v4:2x2x1"]),
+        ("v7:2x2", ["'v7' is not known", "v6e"]),
+        ("h100:0", ["h100:8"]),
+        ("h100:4x2", ["h100:8"]),
+        ("", ["--target=v5e:16x16"]),
+    ],
+)
+def test_a_target_that_does_not_exist_is_told_with_those_that_do(name, parts):
+    with pytest.raises(UserError) as error:
+        target(name)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_ring_uses_the_links_that_there_are():
+    assert target("v5e:16x16").bandwidth(256) == 4 * 50e9
+    assert target("v5e:16x16").bandwidth(16) == 2 * 50e9
+    assert target("v5e:4x4").bandwidth(16) == 2 * 50e9  # open axes
+    assert target("v5e:2x2").bandwidth(2) == 50e9
+    assert target("v4:4x4x4").bandwidth(64) == 6 * 50e9
+    assert target("h100:8").bandwidth(8) == 450e9
+    assert target("a100:16").bandwidth(16) == 8 * 25e9
+
+
+def test_the_roofline_is_the_longest_of_three_times():
+    message = cost.Collective("all-reduce", 256, 1e9)
+    line = roofline(cost.Cost({"bf16": 197e10, "f32": 197e10}, 819e6, 819e6, (message,)), target("v5e:16x16"))
+    assert line.arithmetic == pytest.approx(0.02)
+    assert line.memory == pytest.approx(0.001)
+    assert line.interconnect == pytest.approx(2 * 255 / 256 / 200)
+    assert (line.seconds, line.bound) == (line.arithmetic, "arithmetic")
+    costs = bill(line, utilisation=0.5, steps=90_000, batch_size=4096, chips=256)
+    assert costs.images_per_second == pytest.approx(4096 / 0.04)
+    assert costs.hours == pytest.approx(1)
+    assert costs.chip_hours == pytest.approx(256)
+
+
+@pytest.mark.parametrize("capacity", [1000, 5000, 129, 104])
+def test_the_search_finds_the_largest_batch_that_fits(capacity):
+    calls = []
+
+    def peak(n):
+        calls.append(n)
+        return 100 + 3.7 * n + (n % 5)
+
+    found = estimate.largest_that_fits(peak, {8: peak(8)}, capacity)
+    exact = max((n for n in range(2000) if 100 + 3.7 * n + (n % 5) <= capacity and n), default=0)
+    assert exact * 15 / 16 - 1 <= found <= exact
+    assert len(calls) <= 1 + estimate.ATTEMPTS
+
+
+def test_the_search_goes_on_where_the_compiler_does_not_say_how_much_is_too_much():
+    peak = lambda n: 100 + n if n <= 60 else math.inf
+    assert 56 <= estimate.largest_that_fits(peak, {64: math.inf}, 1000) <= 60
+    assert estimate.largest_that_fits(lambda n: math.inf, {4: math.inf}, 1000) == 0
+
+
+def test_what_the_compiler_asked_for_is_read_from_its_message():
+    asks = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded by 1.5G."
+    assert _asked(asks) == 17.25 * 2**30
+    asks = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (4.11T) exceeds available HBM (15.75G)."
+    assert _asked(asks) == 4.11 * 2**40
+    assert _asked("INTERNAL: a defect") is None
+
+
+def test_a_missing_compiler_for_tpus_is_told():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("it is here")
+    with pytest.raises(UserError, match=r"pip install -e '\.\[plan\]'"):
+        devices_of(target("v5e:2x2"))
+
+
+# --- Runs ---
+
+
+def test_blank_images_stand_in_for_data_that_are_not_here():
+    run = without_data(Config.of(mixer_b16.get_config("cifar100")), None, "")
+    assert run.data["source"] == "blank:100,32x32x3"
+    run = without_data(Config.of(mnist.get_config()), None, "")
+    source = open_source(run.data["source"], run.data["train"])
+    assert source.examples[3]["image"].shape == (28, 28, 1)
+    assert len(source.class_names) == 10
+    run = run_of(common.get_config())
+    folder = dataclasses.replace(run, data={**run.data, "source": "folder:photos"})
+    assert without_data(folder, None, "") == folder
+    assert without_data(folder, 7, "64x64x3").data["source"] == "blank:7,64x64x3"
+    for bad in ("blank:0", "blank:10,8x8", "blank:x", "blank:3,0x8x1"):
+        with pytest.raises(UserError, match="blank:CLASSES"):
+            open_source(bad, "train")
+
+
+@pytest.mark.parametrize("parallel", ["jit(fsdp=2)", "pmap"])
+def test_the_plan_is_that_of_the_step_that_trains(parallel):
+    run = dataclasses.replace(small(scan=True, hidden_dim=256), parallel=parallel, batch_size=512)
+    there = dataclasses.replace(target("cpu"), shape=(2,))
+    found = Planned(run, there).compile(512)
+    model = models.create(run.model["name"], 10, **{k: v for k, v in run.model.items() if k != "name"})
+    shapes = jax.eval_shape(partial(model.init, jax.random.key(0)), jnp.zeros((1, 8, 8, 1)))
+    sizes = [4 * leaf.size for leaf in jax.tree.leaves(shapes)]
+    held = sum(size / 2 if "fsdp" in parallel and size >= 4 * SMALLEST_SHARDED else size for size in sizes)
+    assert found.memory.parameters == held
+    assert 2 * held <= found.memory.optimizer <= 2 * held + 64  # AdamW's two means, and counts
+    assert found.memory.batch == 256 * (8 * 8 + 4)
+    assert found.memory.peak > sum((found.memory.parameters, found.memory.optimizer, found.memory.batch))
+    # 16 tokens of 256 channels in 2 blocks; backward costs twice forward, but images need no gradient.
+    stem, block, head = 16 * 4 * 256, 16 * 256 * 32 * 2 + 16 * 256 * 128 * 2, 256 * 10
+    assert sum(found.cost.flop.values()) == 2 * 256 * (2 * stem + 3 * 2 * block + 3 * head)
+    # The gradients and, with fsdp, parameters are sent; activations, many times as large, never.
+    assert 0.9 * sum(sizes) <= sum(message.sent for message in found.cost.collectives) <= 2.5 * sum(sizes)
+    with pytest.raises(UserError, match="nearest that is: 64"):
+        Planned(dataclasses.replace(run, batch_size=65), there)
+
+
+def test_the_flop_of_scan_accumulation_and_remat_are_counted():
+    run = dataclasses.replace(small(scan=True, remat=True), accum_steps=2)
+    found = Planned(run, target("cpu")).compile(64)
+    stem, block, head = 16 * 4 * 64, 16 * 64 * 32 * 2 + 16 * 64 * 128 * 2, 64 * 10
+    # The backward pass computes a block again, but for its last product, which nothing needs.
+    again = block - 16 * 64 * 128
+    assert sum(found.cost.flop.values()) == 2 * 64 * (2 * stem + 2 * (3 * block + again) + 3 * head)
+
+
+@pytest.mark.slow
+def test_a_plan_for_gpus_is_printed_as_json():
+    fields = ["--config.model.dtype=bfloat16", "--config.model.num_blocks=1", "--config.parallel=jit(fsdp=8)"]
+    fields.append("--config.model.hidden_dim=256")  # else there is nothing large enough to spread
+    result = command("plan", "--config=configs/digits.py", "--target=h100:16", "--nosearch", "--json", *fields)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert (plan["chips"], plan["fits"], plan["estimate"], plan["largest_batch"]) == (16, True, True, None)
+    assert plan["cost"]["flop"].keys() == {"bf16"}
+    assert plan["roofline"]["seconds"] == max(plan["roofline"][k] for k in ("arithmetic", "memory", "interconnect"))
+    assert plan["bill"]["chip_hours"] == pytest.approx(16 * plan["bill"]["hours"])
+    assert {message["group"] for message in plan["cost"]["collectives"]} >= {8}
+
+
+def test_a_plan_for_this_machine_is_printed_as_a_table():
+    small = ["--config.model.num_blocks=1", "--config.batch_size=4096", "--utilisation=0.25"]
+    result = command("plan", "--config=configs/digits.py", "--target=cpu", "--nosearch", *small)
+    assert result.returncode == 0, result.stderr
+    for part in ("batch 4,096 (4096 a chip)", "activations, temporaries", ": fits", "binds", "chip-hours", "at 25%"):
+        assert part in result.stdout, result.stdout
+    assert "estimate" not in result.stdout
+
+
+# --- TPUs: these need the extra `plan`, and minutes ---
+
+
+@pytest.fixture
+def _libtpu():
+    pytest.importorskip("libtpu", reason="needs pip install -e '.[plan]'")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_libtpu")
+@pytest.mark.parametrize("parallel", ["pmap", "jit", "jit(fsdp=4)"])
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_the_step_of_every_config_compiles_for_a_tpu(path, parallel):
+    if path.stem == "common":
+        pytest.skip("the others change it")
+    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    run = without_data(run_of(config, parallel=parallel, batch_size=128), None, "")
+    there = target("v5e:2x2")
+    found = Planned(run, there).compile(128)
+    assert found.memory.peak < there.chip.memory
+    assert sum(found.cost.flop.values()) > 0
+    assert found.cost.collectives

@@ -1,0 +1,56 @@
+"""Whether a run fits, and what it will cost: `python -m vit_jax_mixer.plan --config=FILE --target=v5e:16x16`.
+
+It takes the command line of training, with --target: a TPU slice (v5e:16x16, v4:2x2x1; needs the
+extra `plan`), a number of GPUs (h100:8) or 'cpu' for this machine. Neither the accelerators nor the
+data need be there; docs/planning.md says how it works.
+"""
+
+import os
+import sys
+from typing import Any
+
+from absl import flags
+
+from vit_jax_mixer import cli
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.main import parse_flags
+
+_TARGET = flags.DEFINE_string("target", None, "What to plan for, as v5e:16x16, h100:8 or cpu.")
+_UTILISATION = flags.DEFINE_float("utilisation", 0.5, "Share of the roofline's speed that the run is to reach.")
+_SEARCH = flags.DEFINE_bool("search", True, "Look for the largest batch that fits; compiles a few more times.")
+_CLASSES = flags.DEFINE_integer("num_classes", None, "Of the data, where they are not here.", lower_bound=1)
+_SHAPE = flags.DEFINE_string("image_shape", "", "Of the data before config.data's operations, as 28x28x1.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON: bytes, seconds and FLOP of each chip.")
+
+
+def main(argv: list[str]) -> None:
+    """Plan what the flags say."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag; flags begin with -- as in --target=v5e:16x16.")
+    if not 0 < _UTILISATION.value <= 1:
+        raise UserError(f"--utilisation is {_UTILISATION.value}; it must be above 0, and at most 1.")
+    # An accelerator that this machine has is left alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    from vit_jax_mixer.plan import targets
+    from vit_jax_mixer.plan.this_machine import this_machine
+
+    jax.config.update("jax_platforms", "cpu")
+    target = targets.parse(_TARGET.value or "", this_machine)
+    if target.chip.kind == "gpu":
+        jax.config.update("jax_num_cpu_devices", target.count)
+    from vit_jax_mixer.config import Config
+    from vit_jax_mixer.plan import report
+    from vit_jax_mixer.plan.data_shape import without_data
+    from vit_jax_mixer.plan.estimate import estimate
+
+    config: Any = flags.FLAGS["config"].value
+    run = without_data(Config.of(config), _CLASSES.value, _SHAPE.value)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    plan = estimate(run, target, utilisation=_UTILISATION.value, search=_SEARCH.value, tell=tell)
+    print(report.as_json(plan) if _JSON.value else report.text(plan, run, _UTILISATION.value))
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_flags)

@@ -1,0 +1,34 @@
+"""What this machine's CPU does, measured: for plans that can be checked here."""
+
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax_mixer.plan.targets import Chip
+
+_SIDE = 2048  # of the matrices whose product is timed
+_FLOATS = 2**26  # of the array that is copied, 256 MB: more than any cache
+
+
+def this_machine() -> Chip:
+    """Measure the rate of a float32 matrix product and of a copy; a second or two."""
+    square = jnp.ones((_SIDE, _SIDE))
+    flops = 2 * _SIDE**3 / _seconds(jax.jit(lambda x: x @ x), square)
+    bandwidth = 2 * 4 * _FLOATS / _seconds(jax.jit(lambda x: x + 1), jnp.ones(_FLOATS))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # It computes bfloat16 in float32, and its devices share one memory, so that messages are copies.
+    return Chip("cpu", float(memory), {"bfloat16": flops, "float32": flops}, bandwidth, link=bandwidth)
+
+
+def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    """Return the least time of a few calls."""
+    function(x).block_until_ready()
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        function(x).block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return min(times)
