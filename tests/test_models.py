@@ -156,6 +156,7 @@ def test_unknown_names_suggest_the_nearest(name, fields, message):
         models.create(name, num_classes=2, **fields)
 
 
+@pytest.mark.slow
 def test_the_command_prints_parameters_and_cost():
     result = command("models")
     assert result.returncode == 0, result.stderr

@@ -36,7 +36,7 @@ def send_at_step(workdir, number, signals):
     threading.Thread(target=watch, daemon=True).start()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(tmp_path, capsys, sent):
     config = small(steps=60, eval_every=60, checkpoint__every=60)
     undisturbed = saved_part(train_and_evaluate(config, tmp_path / "whole"))
