@@ -17,7 +17,7 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import SKIPPED
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
-from vit_jax_mixer.plan.targets import GIB, Target
+from vit_jax_mixer.plan.targets import Target
 from vit_jax_mixer.tasks.base import Tree
 
 # libtpu is to compile and no more: neither look for the machine's own TPUs nor keep others from them.
@@ -165,7 +165,7 @@ def _asked(message: str) -> float | None:
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     size = re.search(r"Used ([\d.]+)([KMGT]?)", message) or re.search(r"\(([\d.]+)([KMGT])\) exceeds", message)
-    units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     return float(size[1]) * units[size[2]] if size else math.inf
 
 

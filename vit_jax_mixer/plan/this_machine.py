@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.plan.targets import Chip
+from vit_jax_mixer.hardware import Chip
 
 _SIDE = 2048  # of the matrices whose product is timed
 _FLOATS = 2**26  # of the array that is copied, 256 MB: more than any cache
@@ -20,7 +20,7 @@ def this_machine() -> Chip:
     bandwidth = 2 * 4 * _FLOATS / _seconds(jax.jit(lambda x: x + 1), jnp.ones(_FLOATS))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # It computes bfloat16 in float32, and its devices share one memory, so that messages are copies.
-    return Chip("cpu", float(memory), {"bfloat16": flops, "float32": flops}, bandwidth, link=bandwidth)
+    return Chip("cpu", "", float(memory), {"bfloat16": flops, "float32": flops}, bandwidth, link=bandwidth)
 
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
