@@ -2,7 +2,7 @@
 
 python -m benchmarks.plan_table [--sizes=B/16,L/16,H/14] [--targets=v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16]
 
-With scan and remat; the config's batch of 4,096 is computed in parts of at most --images a chip.
+The config's batch of 4,096 is computed in parts of at most --images a chip.
 """
 
 import dataclasses
@@ -47,7 +47,6 @@ def main(argv: list[str]) -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     for size in _SIZES.value:
         run = without_data(Config.of(mixer_imagenet.get_config(size)), None, "")
-        run = dataclasses.replace(run, model={**run.model, "scan": True, "remat": True})
         for name in _TARGETS.value:
             target = targets.parse(name, this_machine)
             parts = -(-run.batch_size // (target.count * _IMAGES.value))

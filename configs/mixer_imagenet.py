@@ -22,7 +22,10 @@ def get_config(size: str = "B/16"):
 
     config.model.name = f"Mixer-{size}"
     config.model.stochastic_depth_rate = 0.1
+    # What costs a TPU the least (docs/running_at_scale.md): half the compile time, a third of the memory.
     config.model.dtype = "bfloat16"
+    config.model.scan = True
+    config.model.remat = True
 
     config.data.train_ops = "decode_crop(224)|flip_lr|randaugment(2, 15)|value_range(-1, 1)|mixup(0.5)"
 

@@ -121,6 +121,15 @@ def results_of(processes):
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
+def wait_for_steps(processes, workdir):
+    """Wait until the first steps are logged."""
+    begun = time.monotonic()
+    while not ((log := workdir / "metrics.jsonl").exists() and "train/loss" in log.read_text()):
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() - begun < 300
+        time.sleep(0.1)
+
+
 def together(workdir, variables, **kwargs):
     """Run to the end; return what `end_of` does."""
     for code, _, said in results_of(start([workdir] * len(variables), variables, **kwargs)):
@@ -205,15 +214,28 @@ def test_pmap_goes_on_from_what_several_processes_have_saved_and_they_from_it(tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("told", [[0], [1], [0, 1]])
+def test_sigterm_to_any_of_them_stops_all_after_the_same_step(tmp_path, told):
+    changes = {"steps": 200, "eval_every": 100, "checkpoint.every": 50}
+    expected = in_this_process(tmp_path / "undisturbed", **changes)
+    processes = start([tmp_path / "run"] * 2, plain(2), **changes)
+    wait_for_steps(processes, tmp_path / "run")
+    for index in told:
+        processes[index].send_signal(signal.SIGTERM)
+    results = results_of(processes)
+    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
+    stopped = re.search(r"SIGTERM: stopped after step (\d+) of 200, saved in", results[0][1])
+    assert stopped, results[0][1]
+    assert (tmp_path / "run/checkpoints" / stopped[1]).is_dir()
+    assert 0 < int(stopped[1]) < 200
+    assert_same_run(together(tmp_path / "run", plain(2), **changes), expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_death_of_one_ends_the_other_with_a_message(tmp_path, killed):
     processes = start([tmp_path] * 2, plain(2), steps=1_000_000, eval_every=1_000_000)
-    log = tmp_path / "metrics.jsonl"
-    begun = time.monotonic()
-    while not (log.exists() and "train/loss" in log.read_text()):
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() - begun < 300
-        time.sleep(0.1)
+    wait_for_steps(processes, tmp_path)
     processes[killed].send_signal(signal.SIGKILL)
     code, _, said = results_of(processes)[1 - killed]  # by itself, and not for the time limit
     assert code not in (0, -signal.SIGKILL)

@@ -5,9 +5,11 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,25 +52,35 @@ def _dicts(tree):
     return {k: _dicts(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 
-def kill_at_random(process: subprocess.Popen, workdir: Path, moments: random.Random) -> bool:
-    """Kill a process before its first steps or among them; return whether it had not ended by itself."""
-    log = workdir / "metrics.jsonl"
-    early = moments.random() < 0.2
-    until = time.monotonic() + moments.uniform(0.2, 6)
-    before = log.read_text() if log.exists() else ""
-    while process.poll() is None and (time.monotonic() < until if early else not _grown(log, before)):
-        time.sleep(0.01)
-    if not early:
-        time.sleep(moments.uniform(0, 0.4))
+def kill(process: subprocess.Popen, moment: float, reached: Callable[[], bool] = lambda: True) -> bool:
+    """Kill a process ``moment`` seconds after it has reached something; return whether it had not ended by itself."""
+    while process.poll() is None and not reached():
+        time.sleep(0.005)
+    time.sleep(moment)
     ended = process.poll() is not None
     process.kill()
     process.communicate()
     return not ended
 
 
-def _grown(log: Path, before: str) -> bool:
-    text = log.read_text() if log.exists() else ""
-    return len(text) > len(before) or text[: len(before)] != before[: len(text)]
+def logs(workdir: Path, after: float) -> Callable[[], bool]:
+    """Return a function that says whether a process that begins now has logged a step after that."""
+    log = workdir / "metrics.jsonl"
+    old = log.stat().st_ino if log.exists() else 0  # a resumed run begins a new file
+
+    def reached() -> bool:
+        if not log.exists() or log.stat().st_ino == old:
+            return False
+        return any(int(step) > after for step in re.findall(r'"step": (\d+)', log.read_text()))
+
+    return reached
+
+
+def saved(workdir: Path) -> tuple[int, bool]:
+    """Return the newest checkpoint's step, and whether one was being written."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0), any("tmp" in name for name in names)
 
 
 @pytest.mark.slow
@@ -80,13 +92,17 @@ def test_kills_at_random_moments(tmp_path, name):
     quiet = dict(cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     subprocess.run(command(whole, overrides), check=True, **quiet)
 
-    done, in_save, reached = 0, 0, []
-    while done < kills and not (reached and reached[-1] == STEPS):
-        done += kill_at_random(subprocess.Popen(command(killed, overrides), **quiet), killed, moments)
-        folder = killed / "checkpoints"
-        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        in_save += any("tmp" in path for path in found)
-        reached.append(max((int(path) for path in found if path.isdecimal()), default=0))
+    done, in_save, resumed = 0, 0, []
+    for after in sorted(moments.uniform(0, STEPS - 100) for _ in range(kills)):
+        reached = logs(killed, after)
+        process = subprocess.Popen(command(killed, overrides), **quiet)
+        if moments.random() < 0.2:  # while it starts, or goes on from a checkpoint
+            done += kill(process, moments.uniform(0.2, 8))
+        else:
+            done += kill(process, moments.uniform(0, 0.3), reached)
+        newest, writing = saved(killed)
+        in_save += writing
+        resumed.append(newest)
     subprocess.run(command(killed, overrides), check=True, **quiet)
 
     (expected, log), (state, other) = content(whole), content(killed)
@@ -96,4 +112,4 @@ def test_kills_at_random_moments(tmp_path, name):
         np.testing.assert_array_equal(state[key], value, err_msg=key)
     assert other == log
     assert done == kills
-    print(f"\n| {name} | {done} | {in_save} | {', '.join(map(str, reached))} | bitwise equal |")
+    print(f"\n| {name} | {done} | {in_save} | {', '.join(map(str, resumed))} | bitwise equal |")
