@@ -11,14 +11,14 @@ import itertools
 import json
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
+from benchmarks.parts import prepared
+from vit_jax_mixer import cli, specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
 from vit_jax_mixer.train import train_and_evaluate
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     task = tasks.create(run)
     loader = specs.call(Loader, run.loader, "config.loader")
     rates = {
-        "step alone": step_alone(run, task, loader, steps),
+        "step alone": step_alone(run, steps),
         "data alone": data_alone(run, task, loader, steps),
         "train loop": train_loop(config),
     }
@@ -52,15 +52,9 @@ def main(argv: list[str]) -> None:
     )
 
 
-def step_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> float:
+def step_alone(run: Config, steps: int) -> float:
     """Return images per second of the step on one batch, over and over."""
-    devices = parallel.create(run.parallel)
-    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    compiled = devices.train_step(partial(step.train_step, task, optimizer, rate, run.seed, run.accum_steps))
-    state = devices.put_state(step.new_state(optimizer, *jax.jit(task.init)(step.init_key(run.seed))))
-    batch = devices.put_batch(
-        next(iter(loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=0)))
-    )
+    _, compiled, state, batch = prepared(run)
     state, metrics = compiled(state, batch)
     jax.block_until_ready(metrics)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Plans: HLO text, cost, roofline, targets; end to end for GPUs and for this machine's CPU."""
+"""Plans: roofline, targets, memory; end to end for GPUs and for this machine's CPU."""
 
 import dataclasses
 import importlib
@@ -10,7 +10,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common, digits, mixer_b16, mnist
 from tests.helpers import ROOT, command
@@ -19,75 +18,10 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.parallel import SMALLEST_SHARDED
-from vit_jax_mixer.plan import cost, estimate, hlo, targets
+from vit_jax_mixer.plan import cost, estimate, report, targets, this_machine
 from vit_jax_mixer.plan.compiled import Planned, _asked, devices_of
 from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.plan.roofline import bill, roofline
-
-# As libtpu writes them: tiles and memory spaces in the layout, products as convolutions, a loop without its
-# count (1, 3, 5, 7, 9), a message that is spread over several fusions, and one that runs in each turn of the
-# loop.
-TPU = """HloModule jit_step, is_scheduled=true, num_partitions=4
-
-%start (p.1: bf16[16,64]) -> (bf16[16,64], bf16[64,64], u32[]) {
-  %p.1 = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} parameter(0)
-  %gather.1 = bf16[64,64]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
-  ROOT %c = (bf16[16,64], bf16[64,64], u32[]) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
-}
-
-%product (p.2: f32[32,64], p.3: bf16[5,64,64], p.4: s32[]) -> f32[32,64] {
-  %p.2 = f32[32,64]{1,0:T(8,128)} parameter(0)
-  %p.3 = bf16[5,64,64]{2,1,0:T(8,128)(2,1)} parameter(1)
-  %p.4 = s32[]{:T(128)S(6)} parameter(2)
-  %zero = s32[]{:T(128)} constant(0)
-  %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%p.3, %p.4, %zero, %zero), dynamic_slice_sizes={1,64,64}
-  %weights = bf16[64,64]{1,0} bitcast(%slice)
-  ROOT %convolution.1 = f32[32,64]{1,0:T(8,128)} convolution(%p.2, %weights), dim_labels=bf_io->bf
-}
-
-%body (state: (s32[], f32[32,64], bf16[5,64,64])) -> (s32[], f32[32,64], bf16[5,64,64]) {
-  %state = (s32[]{:T(128)}, f32[32,64]{1,0:T(8,128)}, /*index=2*/bf16[5,64,64]{2,1,0}) parameter(0)
-  %i = s32[]{:T(128)S(6)} get-tuple-element(%state), index=0
-  %x = f32[32,64]{1,0} get-tuple-element(%state), index=1
-  %w = bf16[5,64,64]{2,1,0} get-tuple-element(%state), index=2
-  %one = s32[]{:T(128)S(6)} constant(1)
-  %after = s32[]{:T(128)S(6)} add(%i, %one)
-  %next = s32[]{:T(128)S(6)} add(%one, %after)
-  %fusion.1 = f32[32,64]{1,0:T(8,128)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%product
-  %sum = f32[32,64]{1,0:S(1)} all-reduce(%fusion.1), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
-  %copy-start.1 = (f32[32,64]{1,0}, f32[32,64]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%sum)
-  %copy-done.1 = f32[32,64]{1,0} copy-done(%copy-start.1)
-  ROOT %t = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) tuple(%next, %copy-done.1, %w)
-}
-
-%condition (state.1: (s32[], f32[32,64], bf16[5,64,64])) -> pred[] {
-  %state.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) parameter(0)
-  %i.1 = s32[] get-tuple-element(%state.1), index=0
-  %limit = s32[]{:T(128)} constant(10)
-  ROOT %less = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
-}
-
-ENTRY %main (a: f32[32,64], b: bf16[5,64,64], c: bf16[16,64]) -> f32[32,64] {
-  %a = f32[32,64]{1,0} parameter(0), sharding={replicated}, metadata={op_name="x = (f32)"}
-  %b = bf16[5,64,64]{2,1,0} parameter(1)
-  %c = bf16[16,64]{1,0:S(1)} parameter(2)
-  %first = s32[]{:S(6)} constant(1)
-  %zero.1 = s32[]{:S(6)} copy(%first)
-  %begin = (bf16[16,64]{1,0:S(1)}, bf16[64,64]{1,0:S(1)}, u32[]{:S(2)}) fusion(%c), kind=kCustom, calls=%start
-  %again = (bf16[16,64]{1,0:S(1)}, bf16[64,64]{1,0:S(1)}, u32[]{:S(2)}) fusion(%c), kind=kCustom, calls=%start
-  %tuple.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) tuple(%zero.1, %a, %b)
-  %while.1 = (s32[], f32[32,64]{1,0}, bf16[5,64,64]{2,1,0}) while(%tuple.1), condition=%condition, body=%body
-  ROOT %out = f32[32,64]{1,0} get-tuple-element(%while.1), index=1
-}
-"""
-
-
-def compiled(function, *args, **kwargs):
-    return jax.jit(function, **kwargs).lower(*args).compile()
-
-
-def cost_of(program):
-    return cost.cost_of(hlo.parse(program.as_text()))
 
 
 def run_of(config, **fields):
@@ -104,74 +38,6 @@ def small(**fields):
 
 def target(name):
     return targets.parse(name, lambda: hardware.Chip("cpu", "", 1e9, {"bfloat16": 1e9, "float32": 1e9}, 1e9, 1e9))
-
-
-# --- HLO ---
-
-
-def test_a_program_of_a_tpu_is_read():
-    found = cost.cost_of(hlo.parse(TPU))
-    assert found.flop == {"f32": 5 * 2 * 32 * 64 * 64}
-    x, weights = 32 * 64 * 4, 64 * 64 * 2
-    # Each turn reads x and a fifth of the weights and writes x back; VMEM (S(1)) is not main memory.
-    assert found.bytes == 5 * (x + weights + x)
-    assert found.bytes_once == x + weights + x
-    gather = cost.Collective("all-gather", 4, 64 * 64 * 2)
-    assert found.collectives == (gather, cost.Collective("all-reduce", 2, 5 * x))
-    assert gather.sent == 64 * 64 * 2 * 3 / 4
-
-
-def test_flop_and_bytes_are_those_of_xla_where_there_is_no_loop():
-    def step(w, x):
-        image = jax.lax.conv_general_dilated(x, w["conv"], (2, 2), [(1, 2), (0, 1)], rhs_dilation=(1, 2))
-        return jnp.mean((image.reshape(len(x), -1) @ w["dense"]) ** 2)
-
-    w = {"conv": jnp.ones((8, 3, 5, 5)), "dense": jnp.ones((8 * 13 * 9, 64))}
-    x = jnp.ones((16, 3, 27, 25))
-    program = compiled(jax.grad(step), w, x)
-    found, expected = cost_of(program), program.cost_analysis()
-    assert sum(found.flop.values()) == pytest.approx(expected["flops"], rel=0.05)
-    assert sum(found.flop.values()) < expected["flops"]  # which counts additions as well
-    assert found.bytes == pytest.approx(expected["bytes accessed"], rel=0.05)
-
-
-def test_a_loops_body_counts_as_often_as_it_runs():
-    def loop(w, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
-
-    w, x = jnp.ones((7, 64, 64)), jnp.ones((32, 64))
-    program = compiled(jax.grad(loop), w, x)
-    assert sum(cost_of(program).flop.values()) == 3 * 7 * 2 * 32 * 64 * 64
-    assert program.cost_analysis()["flops"] < 7 * 2 * 32 * 64 * 64
-
-
-def test_the_messages_between_devices_are_found():
-    mesh = Mesh(jax.devices(), ("d",))
-    spread, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("d"), PartitionSpec()))
-    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=spread)
-    (message,) = cost_of(compiled(lambda x: x.sum(0), x, out_shardings=whole)).collectives
-    assert message == cost.Collective("all-reduce", 2, 32 * 4)
-    (message,) = cost_of(compiled(lambda x: x + 1, x, out_shardings=whole)).collectives
-    assert message == cost.Collective("all-gather", 2, 64 * 32 * 4)
-    assert message.sent == 64 * 32 * 4 / 2
-
-
-@pytest.mark.parametrize(
-    ("attributes", "group"),
-    [
-        ("replica_groups=[16,2]<=[32]", 2),
-        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
-        ("replica_groups=mesh['a'=4,'b'=8,'c'=1] {'a','b'}", 32),
-        ("replica_groups=mesh['a'=8,'b'=2], device_ids=([2,8]T(1,0)) {'a'}, dimensions={0}", 8),
-        ("source_target_pairs={{0,1},{1,0}}", 2),
-        ("", 1),
-    ],
-)
-def test_the_devices_of_a_group_are_counted(attributes, group):
-    assert cost._group(attributes) == group
-
-
-# --- Targets and roofline ---
 
 
 @pytest.mark.parametrize(
@@ -213,13 +79,18 @@ def test_a_target_that_does_not_exist_is_told_with_those_that_do(name, parts):
 
 
 def test_a_ring_uses_the_links_that_there_are():
+    message = lambda nodes: cost.Cost({}, 0, 0, (cost.Collective("all-reduce", 2, 1e9, nodes),))
     assert target("v5e:16x16").bandwidth(256) == 4 * 50e9
     assert target("v5e:16x16").bandwidth(16) == 2 * 50e9
     assert target("v5e:4x4").bandwidth(16) == 2 * 50e9  # open axes
     assert target("v5e:2x2").bandwidth(2) == 50e9
     assert target("v4:4x4x4").bandwidth(64) == 6 * 50e9
     assert target("h100:8").bandwidth(8) == 450e9
-    assert target("a100:16").bandwidth(16) == 8 * 25e9
+    assert target("a100:16").bandwidth(16, nodes=2) == 8 * 25e9
+    assert target("h100:16").bandwidth(8, nodes=1) == 450e9
+    assert target("h100:16").bandwidth(2, nodes=2) == 50e9  # one GPU of each node: one port
+    assert roofline(message(2), target("h100:16")).interconnect == 1e9 / 50e9
+    assert roofline(message(1), target("h100:16")).interconnect == 1e9 / 450e9
 
 
 def test_the_roofline_is_the_longest_of_three_times():
@@ -253,6 +124,22 @@ def test_the_search_goes_on_where_the_compiler_does_not_say_how_much_is_too_much
     peak = lambda n: 100 + n if n <= 60 else math.inf
     assert 56 <= estimate.largest_that_fits(peak, {64: math.inf}, 1000) <= 60
     assert estimate.largest_that_fits(lambda n: math.inf, {4: math.inf}, 1000) == 0
+
+
+def test_the_memory_of_this_machine_is_what_its_container_may_take(tmp_path):
+    physical = this_machine.memory(tmp_path)
+    assert physical > 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert this_machine.memory(tmp_path) == physical
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert this_machine.memory(tmp_path) == 2**20
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    limit = tmp_path / "memory/memory.limit_in_bytes"
+    limit.write_text("9223372036854771712\n")  # none
+    assert this_machine.memory(tmp_path) == physical
+    limit.write_text("524288\n")
+    assert this_machine.memory(tmp_path) == 2**19
 
 
 def test_what_the_compiler_asked_for_is_read_from_its_message():

@@ -6,9 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
@@ -19,7 +20,15 @@ from vit_jax_mixer.seal import damage, seal
 from vit_jax_mixer.tasks.base import TrainState, Tree
 
 _FAILURES = (OSError, ValueError, RuntimeError)  # Orbax has all of them for a full disk
+_OPTIONAL = ("ema", "skipped")  # of the state; a run may begin or end to have them
 _PAUSE = 5  # seconds, before a save that failed is tried again
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Ask nobody: Orbax would count back the steps by which processes agree when to stop (`interruption`)."""
+        del step
+        return False
 
 
 class Checkpoints:
@@ -45,9 +54,10 @@ class Checkpoints:
         self._folder = workdir.absolute() / "checkpoints"
         self._writing = 0  # the step that is being written
         self._begun = False  # whether nobody knows yet if that is written
+        self._given_up = False
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
         self.set_aside = _set_damaged_aside(self._folder)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
@@ -92,10 +102,12 @@ class Checkpoints:
             self._must_save(step, state, metrics)
             raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, metrics)}")
         before = self._settle() or self._failing
-        error = self._begin(step, state, metrics)
+        error = (before if jax.process_count() > 1 else "") or self._begin(step, state, metrics)
         if not (before or error or last):
             return ""
         error = error or self._settle()
+        if error and jax.process_count() > 1:
+            self._give_up(error)
         if error:
             time.sleep(_PAUSE)
             error = self._begin(step, state, metrics) or self._settle()
@@ -111,11 +123,28 @@ class Checkpoints:
         return f"cannot write checkpoint {step} to {self._folder} ({error}); the run goes on until the next fails too"
 
     def failed(self) -> bool:
-        """Say whether the save that was begun last has failed, and nobody was told; one process alone can."""
-        if not self._begun or jax.process_count() > 1 or self._manager.is_saving_in_progress():
+        """Say whether the save that was begun last has failed, and nobody was told.
+
+        Raises:
+            UserError: it has, and there are other processes, which would wait for this one.
+        """
+        if jax.process_count() > 1:
+            try:
+                self._manager.check_for_errors()
+            except _FAILURES as error:
+                self._give_up(_reason(error))
+            return False
+        if not self._begun or self._manager.is_saving_in_progress():
             return False
         self._begun = (self._folder / str(self._writing)).is_dir() is False
         return self._begun
+
+    def _give_up(self, error: str) -> NoReturn:
+        self._given_up = True
+        raise UserError(
+            f"cannot write checkpoint {self._writing} to {self._folder} ({error}), and several processes could try "
+            "again only together, so the run stops; make room or mend the disk, and give the same command again to all."
+        )
 
     def _must_save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         if error := self._settle() or self._begin(step, state, metrics) or self._settle():
@@ -128,7 +157,7 @@ class Checkpoints:
             args = ocp.args.StandardSave(stacked.unstack(_saved(state)))
             self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
         except _FAILURES as error:
-            return _reason(error)
+            return self._why(error)
         return ""
 
     def _settle(self) -> str:
@@ -137,8 +166,15 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except _FAILURES as error:
-            return _reason(error)
+            return self._why(error)
         return ""
+
+    def _why(self, error: Exception) -> str:
+        """Return why a save failed, and see which checkpoints there are: Orbax forgets those it was about to delete."""
+        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory, which no disk can mend
+            raise error
+        self._manager.reload()
+        return _reason(error)
 
     def _seal(self) -> None:
         """Is called by Orbax when all is written, before the folder gets its name."""
@@ -153,14 +189,25 @@ class Checkpoints:
             like: its form (shapes and types suffice).
             sharding: says for each array of ``like`` where it is to be.
 
+        A running mean that it does not hold begins with its parameters, and a count of skips with 0.
+
         Raises:
             UserError: it holds other arrays; the sentence names the first, with both shapes.
         """
-        target = jax.eval_shape(stacked.unstack, _saved(like))
-        _check(_shapes(self._manager.item_metadata(step)), _shapes(target), step)
+        wanted = _saved(like)
+        found = _shapes(self._manager.item_metadata(step))
+        can_hold = wanted | {"ema": wanted["params"], "skipped": jax.ShapeDtypeStruct((), np.int32)}
+        absent = [name for name in _OPTIONAL if not any(path.split("/")[0] == name for path in found)]
+        held = can_hold | dict.fromkeys(absent, ())
+        target = jax.eval_shape(stacked.unstack, held)
+        _check(found, _shapes(target), step)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), target)
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        return dataclasses.replace(like, **stacked.stack(restored, _saved(like)))
+        state = stacked.stack(restored, held)
+        begun = {"ema": state["params"], "skipped": np.zeros((), np.int32)}
+        for name in _OPTIONAL:
+            state[name] = (begun[name] if name in absent else state[name]) if jax.tree.leaves(wanted[name]) else ()
+        return dataclasses.replace(like, **state)
 
     def close(self) -> None:
         """Wait until what was begun is complete.
@@ -168,6 +215,8 @@ class Checkpoints:
         Raises:
             UserError: it could not be written.
         """
+        if self._given_up:  # the others will not come to write what was begun
+            return
         error = self._settle()
         self._manager.close()
         if error:

@@ -79,7 +79,10 @@ def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     what = lambda text: {name: value for name, value in json.loads(text).items() if name not in _HOW}
-    changed = differences(what(path.read_text()), what(_text(config))) if path.exists() else []
+    try:
+        changed = differences(what(path.read_text()), what(_text(config))) if path.exists() else []
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); pass --change_config to go on with the config given.") from error
     if changed:
         raise UserError(
             f"{workdir} was begun with another config: {'; '.join(changed)}. "
@@ -90,7 +93,7 @@ def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def record(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Write ``config.json`` to the workdir, at once or not at all."""
     if jax.process_index() == 0:
-        new = workdir / "config.json.new"
+        new = workdir / "config.json.new"  # a cut through the power leaves the old file or the new
         new.write_text(_text(config))
         new.replace(workdir / "config.json")
 

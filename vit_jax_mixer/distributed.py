@@ -169,6 +169,11 @@ def check_shared(folder: Path) -> None:
         )
 
 
+def of_first(value: bool) -> bool:
+    """Return what process 0 says; they may see a shared folder at different moments."""
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value))) if jax.process_count() > 1 else value
+
+
 def check_same(text: str, what: str) -> None:
     """Raise a `UserError` unless all processes have the same text."""
     if jax.process_count() > 1:

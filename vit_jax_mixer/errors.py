@@ -4,7 +4,9 @@ A leaf of the package: every room may import it, and it imports none of them.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -13,6 +15,15 @@ class UserError(ValueError):
     The commands print its message without a traceback and exit with a code other than 0; every
     other exception is a defect of ours and keeps its traceback.
     """
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make a failure to write to ``path``, while the block runs, a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {path} ({error.strerror}); make room or mend the disk.") from error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

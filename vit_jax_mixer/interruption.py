@@ -13,13 +13,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):  # noqa: N818 # it is no error
-    """Ends an evaluation early."""
+    """Ends an evaluation early; its text is the signal's name."""
 
 
 class Interruption:
     """Whether someone asked the run to stop, and at which step all processes do."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        """Take the step from which the run goes on."""
+        self._start = start
         self._asked = ""
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -34,13 +36,14 @@ class Interruption:
         """Return why all processes stop after this step, or ''; every process asks after each step."""
         if jax.process_count() == 1:
             return self._asked
-        # JAX's own notice of SIGTERM: one process has it, and all get the same later step.
-        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
+        # JAX's own notice of SIGTERM: one process has it, and all get the same later step. JAX counts from
+        # 0, and before it was asked for the first time it takes 1 for the next.
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step - self._start) else ""
 
     def check(self) -> None:
         """Raise `Stopped` in the middle of work that can be left; several processes finish it together."""
         if self._asked and jax.process_count() == 1:
-            raise Stopped
+            raise Stopped(self._asked)
 
     @contextmanager
     def heeded(self) -> Iterator["Interruption"]:

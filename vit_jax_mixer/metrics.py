@@ -1,23 +1,20 @@
-"""Where numbers go: ``metrics.jsonl``, TensorBoard and the console."""
+"""What a run tells while it goes on: metrics, how fast it is, and what is not finite."""
 
 import collections
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
 import tqdm
 
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.log import Log, Scalars
 from vit_jax_mixer.step import MUST_BE_FINITE
-
-Scalars = Mapping[str, float]
 
 
 class Reports:
@@ -47,9 +44,9 @@ class Reports:
             skips: how many steps may be skipped because something in them is not finite.
             on_not_finite: is told the number of such a step, and returns what to say of it.
         """
-        self._log = Log(workdir, start)
-        self._speed = Speed(start, batch_size, least_seconds)
         self._console = Console(start, steps)
+        self._log = Log(workdir, start, self._console.line)
+        self._speed = Speed(start, batch_size, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)
         self.waiting = self._speed.waiting
         self._steps = steps
@@ -64,7 +61,6 @@ class Reports:
     def catch_up(self) -> None:
         """Wait for all steps and report them; a `UserError` if one of them was not finite."""
         self._report(self._behind.fetch())
-        self._log.flush()
 
     def evaluation(self, step: int, scores: Scalars) -> None:
         """Report an evaluation; the speed of training does not count its time."""
@@ -86,53 +82,6 @@ class Reports:
 
 
 _QUIET = ("grad_norm", "param_norm", "learning_rate", "skipped")  # logged, but not on the console
-
-
-class Log:
-    """The metrics of a run in its workdir; process 0 writes, the others stay silent.
-
-    ``metrics.jsonl`` holds one JSON object a line: ``step`` (updates made), then names.
-    """
-
-    def __init__(self, workdir: Path, start: int) -> None:
-        """Open the files; what a killed run wrote after its checkpoint at ``start`` is taken back."""
-        self._file = self._board = None
-        path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        self._last: Scalars = json.loads(kept[-1]) if kept else {}
-        if jax.process_index() == 0:
-            new = path.with_suffix(".jsonl.new")
-            new.write_text("".join(kept))
-            new.replace(path)
-            self._file = path.open("a", buffering=1)
-            self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1, flush_secs=10)
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        """Write numbers that belong to the state after ``step`` updates."""
-        if self._file and self._board:
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
-
-    def has_evaluation(self, step: int) -> bool:
-        """Say whether the last line that was found is an evaluation of ``step``."""
-        return self._last.get("step") == step and not any(name.startswith("train/") for name in self._last)
-
-    def flush(self) -> None:
-        """Let what was written survive a kill; ``metrics.jsonl`` does at once."""
-        if self._board:
-            self._board.flush()
-
-    def close(self) -> None:
-        if self._file and self._board:
-            self._file.close()
-            self._board.close()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the complete lines of a file that a kill may have cut."""
-    if path.exists():
-        yield from (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
 
 
 class Behind:

@@ -103,7 +103,7 @@ def train_step(
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
-        "learning_rate": jnp.asarray(learning_rate(state.step)),
+        "learning_rate": jnp.asarray(learning_rate(state.step - (state.skipped if skips else 0))),
     }
     if skips:
         finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in MUST_BE_FINITE])))

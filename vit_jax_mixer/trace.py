@@ -10,19 +10,27 @@ from vit_jax_mixer.errors import UserError
 
 
 class Trace:
-    """Traces the steps that ``config.profile`` names, as '10:15', to ``profile/`` in the workdir."""
+    """Traces the steps that ``config.profile`` names, as '10:15', to ``profile/`` in the workdir.
 
-    def __init__(self, steps: str, workdir: Path) -> None:
+    Process 0 alone does: several would write to one folder, in which JAX looks for one trace.
+    """
+
+    def __init__(self, steps: str, workdir: Path, start: int, end: int) -> None:
+        """Take ``config.profile``; the run makes the steps ``start + 1`` to ``end``."""
         match = re.fullmatch(r"(\d+):(\d+)", steps) if steps else None
         if steps and (not match or not 1 <= int(match[1]) <= int(match[2])):
             raise UserError(f"config.profile is {steps!r}; name the first and the last step to trace, as '10:15'.")
-        self._first, self._last = (int(match[1]), int(match[2])) if match else (0, 0)
+        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+        self._first, self._last = max(first, start + 1), min(last, end)
+        self.notice = ""
+        if match and self._first > self._last:
+            self.notice = f"config.profile: no step from {first} to {last} is left, so that nothing is traced"
         self._folder = workdir / "profile"
         self._running = False
 
     def before(self, step: int) -> None:
         """Begin with the first of the steps."""
-        if step == self._first:
+        if step == self._first <= self._last and jax.process_index() == 0:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
 

@@ -5,7 +5,7 @@ import dataclasses
 import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from vit_jax_mixer import distributed, hardware, optim, parallel, specs, step, t
 from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.data.pipeline import Loader, OnSkipped, Share, indices_of
 from vit_jax_mixer.data.skipped import Skipped
-from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.errors import UserError, suggest, writing
 from vit_jax_mixer.interruption import Interruption, Stopped
 from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
@@ -68,24 +68,29 @@ def train_and_evaluate(
 
         # --- The state: fresh, pretrained or resumed ---
         start = checkpoints.latest() or 0
+        distributed.check_same(f"{start}", "the newest checkpoint")
         if start and not change_config:
             config_lib.check_unchanged(config, workdir)
         state = start_state(task, new_state, devices, checkpoints, run.seed)
-        config_lib.record(config, workdir)
-        if jax.process_index() == 0 and (about := task.about()):
-            about.write(workdir)
+        with writing(workdir):
+            config_lib.record(config, workdir)
+            if jax.process_index() == 0 and (about := task.about()):
+                about.write(workdir)
 
         # --- Steps ---
-        trace = Trace(run.profile, workdir)
+        trace = Trace(run.profile, workdir, start, run.steps)
         reports = _reports(run, task, start, workdir)
-        with closing(reports), closing(trace), Interruption().heeded() as interruption:
-            reports.line(checkpoints.set_aside)
-            reports.line(_summary(run, task, start, workdir))
+        with closing(reports), closing(trace), Interruption(start).heeded() as interruption:
+            for line in (checkpoints.set_aside, _summary(run, task, start, workdir), trace.notice):
+                reports.line(line)
             skipped = Skipped(workdir, jax.process_index(), reports.line)
             evaluate = Evaluation(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
-            if start and run.evaluates_after(start) and not reports.has_evaluation(start):
-                with suppress(Stopped):
-                    reports.evaluation(start, evaluate(state))  # it failed, or was killed, before it was logged
+            if distributed.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
+                try:
+                    reports.evaluation(start, evaluate(state))
+                except Stopped as stopped:
+                    reports.line(_stopped_line(f"{stopped}", start, run.steps, workdir))
+                    return state
             batches = loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
@@ -114,7 +119,7 @@ def train_and_evaluate(
                         reports.catch_up()  # so that a state that is not finite is never saved
                         reports.line(checkpoints.save(number, devices.saved_form(state), scores, last=last))
                     if stopped:
-                        reports.line(f"{stopped}: stopped after step {number} of {run.steps}, saved in {workdir}")
+                        reports.line(_stopped_line(stopped, number, run.steps, workdir))
                         break
             except UserError:  # as an image that cannot be read; nothing that was trained is lost
                 reports.catch_up()
@@ -141,8 +146,11 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         data = task.train_data
         indices = indices_of(data, seed=run.seed, batch_size=run.batch_size, step=number - 1)
         examples = [{"index": index, "where": data.source.where(index)} for index in indices]
-        if jax.process_index() == 0:
-            path.write_text(json.dumps({"step": number, "examples": examples}, indent=1) + "\n")
+        try:
+            if jax.process_index() == 0:
+                path.write_text(json.dumps({"step": number, "examples": examples}, indent=1) + "\n")
+        except OSError as error:
+            return f" ({path}, for the names of its examples, cannot be written: {error.strerror})"
         return f" ({path} names its examples)"
 
     peak = hardware.peak_flop()
@@ -264,6 +272,10 @@ def _check_best(best: str, task: Task) -> None:
     if best and best.rpartition("/")[0] not in task.eval_data:
         known = [f"{name}/..." for name in task.eval_data]
         raise UserError(f"config.checkpoint.best: {best!r} is no metric of this run{suggest(best, known)}")
+
+
+def _stopped_line(why: str, step: int, steps: int, workdir: Path) -> str:
+    return f"{why}: stopped after step {step} of {steps}, saved in {workdir}; the same command goes on from there"
 
 
 def _summary(run: config_lib.Config, task: Task, start: int, workdir: Path) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -39,8 +40,10 @@ def command(workdir: Path, overrides: list[str]) -> list[str]:
 
 def content(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
     """Return all that the last checkpoint holds, and what was logged but for the speed."""
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.restore(workdir.absolute() / f"checkpoints/{STEPS}/default")
+    folder = workdir.absolute() / f"checkpoints/{STEPS}/default"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), checkpointer.metadata(folder).item_metadata.tree)
+        tree = checkpointer.restore(folder, restore_args=arrays)
     flat = {"/".join(map(str, k)): np.asarray(v) for k, v in traverse_util.flatten_dict(_dicts(tree)).items()}
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return flat, [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
@@ -112,4 +115,5 @@ def test_kills_at_random_moments(tmp_path, name):
         np.testing.assert_array_equal(state[key], value, err_msg=key)
     assert other == log
     assert done == kills
+    assert in_save  # of a kill in the midst of one
     print(f"\n| {name} | {done} | {in_save} | {', '.join(map(str, resumed))} | bitwise equal |")

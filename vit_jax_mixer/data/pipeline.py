@@ -8,6 +8,7 @@ augmentation draws from the seed and its position in the sequence. Process ``p``
 
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -272,8 +273,9 @@ def cores() -> int:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Let a worker process end when the process that started it was killed."""
+    """Let a worker process end when the process that started it was killed, and leave Ctrl-C to that process."""
     del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of them
     parent = os.getppid()
 
     def watch() -> None:

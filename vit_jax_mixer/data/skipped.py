@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax_mixer.data.pipeline import Dataset
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import writing
 
 
 class Skipped:
@@ -40,11 +40,8 @@ class Skipped:
         if line in self._lines:
             return
         self._lines.add(line)
-        try:
-            with self._path.open("a", **self._text) as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write to {self._path} ({error.strerror}); make room there.") from error
+        with writing(self._path), self._path.open("a", **self._text) as file:
+            file.write(line + "\n")
         if len(self._lines) <= self._shown:
             self._say(f"skipped: {line}")
         elif len(self._lines) == self._shown + 1:

@@ -1,0 +1,121 @@
+"""The metrics of a run in files that a full disk, a kill or a power cut may interrupt."""
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorboardX.crc32c
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from vit_jax_mixer.errors import writing
+
+Scalars = Mapping[str, float]
+
+
+_events: Any = event_pb2  # whose names are made when it is loaded
+_summaries: Any = summary_pb2
+
+
+class Log:
+    """The metrics of a run in its workdir; process 0 writes, the others stay silent.
+
+    ``metrics.jsonl`` holds one JSON object a line: ``step`` (updates made), then names. An event file
+    holds the same for TensorBoard.
+    """
+
+    def __init__(self, workdir: Path, start: int, say: Callable[[str], None] = print) -> None:
+        """Open the files; what a killed run wrote after its checkpoint at ``start`` is taken back.
+
+        Args:
+            workdir: where they are.
+            start: updates made before.
+            say: is told once when a file cannot be written.
+
+        Raises:
+            UserError: the workdir cannot be written.
+        """
+        self._files = []
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(path) if line["step"] <= start]
+        self._last: Scalars = kept[-1] if kept else {}
+        if jax.process_index() == 0:
+            new = path.with_suffix(".jsonl.new")
+            with writing(path):
+                new.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                new.replace(path)
+                board = workdir / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+                self._files = [Appended(path, say), Appended(board, say)]
+            self._event(file_version="brain.Event:2")
+            # TensorBoard forgets what earlier files have from that step on.
+            self._event(step=start + 1, session_log=_events.SessionLog(status=_events.SessionLog.START))
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Write numbers that belong to the state after ``step`` updates."""
+        if self._files:
+            self._files[0].write((json.dumps({"step": step, **scalars}) + "\n").encode())
+            values = [_summaries.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+            self._event(step=step, summary=_summaries.Summary(value=values))
+
+    def _event(self, **fields) -> None:
+        """Write an event as TensorBoard reads it: a TFRecord."""
+        data = _events.Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._files[1].write(length + _checksum(length) + data + _checksum(data))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Say whether the last line that was found is an evaluation of ``step``."""
+        return self._last.get("step") == step and not any(name.startswith("train/") for name in self._last)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class Appended:
+    """A file that grows. What a full disk does not take waits in memory for the next write."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._path = path
+        self._say = say
+        self._waiting = b""
+        self._failing = False
+
+    def write(self, data: bytes) -> None:
+        """Append; what is written survives a kill."""
+        self._waiting += data
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._say(f"cannot write to {self._path} ({error.strerror}); its lines wait until there is room")
+            self._failing = True
+
+    def close(self) -> None:
+        self.write(b"")
+        self._file.close()
+
+
+def _checksum(data: bytes) -> bytes:
+    """Return the masked CRC-32C of the TFRecord format."""
+    crc = tensorboardX.crc32c.crc32c(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _lines(path: Path) -> Iterator[dict[str, float]]:
+    """Yield the lines of a file, but for those that a kill has cut or a power cut has emptied."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            yield found
