@@ -52,14 +52,54 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(tmp_path,
     assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
 
 
-def test_an_evaluation_is_left_and_made_up_for(tmp_path):
+def test_an_evaluation_is_left_and_made_up_for(tmp_path, capsys):
     # Batches of 2 make the evaluation long; its step is saved before it is done.
     config = small(steps=12, eval_batch_size=2)
     send_at_step(tmp_path, 6, [signal.SIGTERM])
     state = train_and_evaluate(config, tmp_path)
-    assert int(state.step) >= 6
+    assert int(state.step) == 6
+    assert evaluated(tmp_path) == []
+    send_on_start(tmp_path)  # in the evaluation that is made up for, which is left again
+    state = train_and_evaluate(config, tmp_path)
+    assert int(state.step) == 6
+    assert evaluated(tmp_path) == []
+    send_at_step(tmp_path, 12, [signal.SIGTERM])  # in the last one
     train_and_evaluate(config, tmp_path)
-    assert [line["step"] for line in lines(tmp_path) if "test/accuracy" in line] == [6, 12]
+    assert evaluated(tmp_path) == [6]
+    assert "stopped after step 12 of 12" in capsys.readouterr().out
+    train_and_evaluate(config, tmp_path)
+    assert evaluated(tmp_path) == [6, 12]
+
+
+def evaluated(workdir):
+    return [line["step"] for line in lines(workdir) if "test/accuracy" in line]
+
+
+def send_on_start(workdir):
+    """Send SIGTERM to this process once the run in a workdir has begun again."""
+    old = (workdir / "metrics.jsonl").stat().st_ino
+
+    def watch():
+        while (workdir / "metrics.jsonl").stat().st_ino == old:
+            time.sleep(0.001)
+        while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_skips_and_a_running_mean_can_be_switched_on_and_off_in_a_run(tmp_path):
+    before = jax.device_get(train_and_evaluate(small(steps=3), tmp_path).params)
+    config = small(steps=4, on_not_finite="skip(3)", ema_decay=0.9)
+    state = train_and_evaluate(config, tmp_path, change_config=True)
+    assert (int(state.step), int(state.skipped)) == (4, 0)
+    decay = min(0.9, (1 + 3) / (10 + 3))
+    # It began with the parameters of step 3, and has taken one step towards those of step 4.
+    mean = jax.tree.map(lambda p, q: decay * p + (1 - decay) * q, before, jax.device_get(state.params))
+    assert_close(jax.device_get(state.ema), mean, 1e-6)
+    state = train_and_evaluate(small(steps=5), tmp_path, change_config=True)
+    assert (state.ema, state.skipped, int(state.step)) == ((), (), 5)
 
 
 class NotFiniteAt(Reference):
@@ -77,7 +117,7 @@ class NotFiniteAt(Reference):
 
 def take_steps(task, count, devices, start=None, **how):
     optimizer, rate = optim.create(
-        optimizer="adam()", learning_rate=0.01, schedule="constant", warmup_steps=0, clip_norm=1.0, steps=9
+        optimizer="adam()", learning_rate=0.01, schedule="linear", warmup_steps=0, clip_norm=1.0, steps=9
     )
     run = devices.train_step(lambda *args: step.train_step(task, optimizer, rate, 0, 1, *args, **how))
     fresh = step.new_state(
@@ -96,7 +136,7 @@ def take_steps(task, count, devices, start=None, **how):
 @pytest.mark.parametrize("name", ["jit", "pmap"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(name):
     devices = parallel.create(name)
-    (_, _), (before, _), (after, metrics), (later, _) = take_steps(
+    (_, _), (before, _), (after, metrics), (later, later_metrics) = take_steps(
         NotFiniteAt(2), 4, devices, skips=True, ema_decay=0.9
     )
     assert not np.isfinite(metrics["loss"])
@@ -105,8 +145,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(name):
     assert (int(after.step), int(after.skipped), int(before.skipped)) == (3, 1, 0)
     # And the run goes on from there as if that batch had not been.
     assert int(later.skipped) == 1
-    expected = take_steps(Reference(), 3, devices, skips=True, ema_decay=0.9)[-1][0]
+    expected, expected_metrics = take_steps(Reference(), 3, devices, skips=True, ema_decay=0.9)[-1]
     assert_close(later.params, expected.params)
+    assert later_metrics["learning_rate"] == expected_metrics["learning_rate"]
 
 
 @pytest.mark.slow
@@ -173,6 +214,8 @@ def test_steps_are_traced(tmp_path, capsys):
     assert "traced steps 3 to 4" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    train_and_evaluate(small(profile="3:4"), tmp_path)  # complete, so that nothing is left to trace
+    assert "config.profile: no step from 3 to 4 is left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["3", "4:3", "0:2", "a:b"])

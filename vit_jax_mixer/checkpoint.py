@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,7 +55,7 @@ class Checkpoints:
         self._folder = workdir.absolute() / "checkpoints"
         self._writing = 0  # the step that is being written
         self._begun = False  # whether nobody knows yet if that is written
-        self._given_up = False
+        self.given_up = False  # for a disk that stays full, or fails one of several processes
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
         self.set_aside = _set_damaged_aside(self._folder)
         self._manager = _Manager(
@@ -115,6 +116,7 @@ class Checkpoints:
             self._failing = ""
             return f"checkpoints can be written again: that of step {step} is ({before} before)" if before else ""
         if self._failing or last:
+            self.given_up = True
             raise UserError(
                 f"cannot write checkpoint {step} to {self._folder} ({error}), so the run stops; the newest there is of "
                 f"step {self.latest()}: make room or mend the disk, and give the same command again."
@@ -140,7 +142,7 @@ class Checkpoints:
         return self._begun
 
     def _give_up(self, error: str) -> NoReturn:
-        self._given_up = True
+        self.given_up = True
         raise UserError(
             f"cannot write checkpoint {self._writing} to {self._folder} ({error}), and several processes could try "
             "again only together, so the run stops; make room or mend the disk, and give the same command again to all."
@@ -171,7 +173,8 @@ class Checkpoints:
 
     def _why(self, error: Exception) -> str:
         """Return why a save failed, and see which checkpoints there are: Orbax forgets those it was about to delete."""
-        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory, which no disk can mend
+        # A device without memory, which no disk can mend; a full disk has the same words, but a type of TensorStore.
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             raise error
         self._manager.reload()
         return _reason(error)
@@ -215,10 +218,11 @@ class Checkpoints:
         Raises:
             UserError: it could not be written.
         """
-        if self._given_up:  # the others will not come to write what was begun
+        if self.given_up and jax.process_count() > 1:  # the others will not come to write what was begun
             return
-        error = self._settle()
-        self._manager.close()
+        error = "" if self.given_up else self._settle()
+        with suppress(*_FAILURES):  # of which the user knows
+            self._manager.close()
         if error:
             raise UserError(f"cannot write checkpoint {self._writing} to {self._folder} ({error}); make room.")
 

@@ -27,7 +27,10 @@ def run(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.set_verbosity(logging.FATAL)  # the libraries' chatter; what a user must know comes as an exception
-    std_logging.getLogger("concurrent.futures").setLevel(std_logging.CRITICAL)  # Orbax's, after a failed save
+    # After a save that failed, Orbax's threads talk to each other about it, in hundreds of tracebacks.
+    std_logging.getLogger("concurrent.futures").setLevel(std_logging.CRITICAL)
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda found: "Event loop is closed" in str(found.exc_value) or shown(found)
 
     def guarded(function, argv):
         try:

@@ -124,7 +124,7 @@ def train_and_evaluate(
             except UserError:  # as an image that cannot be read; nothing that was trained is lost
                 reports.catch_up()
                 # Several processes could save only together, and the others are at work on the next step.
-                if jax.process_count() == 1 and done > (checkpoints.latest() or 0):
+                if jax.process_count() == 1 and not checkpoints.given_up and done > (checkpoints.latest() or 0):
                     checkpoints.save(done, devices.saved_form(state), {}, last=True)
                 raise
             reports.line(skipped.summary())

@@ -43,7 +43,9 @@ def stack(tree: Tree, like: Tree) -> Tree:
         if path in found:
             return found[path]
         at = next(i for i, part in enumerate(path) if _is_stack(part))
-        return _stack([found[(*path[:at], DictKey(name), *path[at + 1 :])] for name in _names(path[at].key, shape)])
+        parts = [found[(*path[:at], DictKey(name), *path[at + 1 :])] for name in _names(path[at].key, shape)]
+        # Weights of a file stay where they are, until each device takes its part.
+        return np.stack(parts) if isinstance(parts[0], np.ndarray) else _stack(parts)
 
     return jax.tree.unflatten(structure, [leaf(path, value.shape) for path, value in wanted])
 

@@ -1,0 +1,97 @@
+"""The files of a run's metrics, on disks that are full for a while, and after kills and power cuts."""
+
+import json
+import resource
+import signal
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.log import Log, _checksum
+
+
+def events(workdir):
+    """Return what the event files hold, with the checksums that TensorBoard checks."""
+    found = []
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            content = data[12 : 12 + length]
+            assert data[8:12] == _checksum(data[:8])
+            assert data[12 + length : 16 + length] == _checksum(content)
+            found.append(Event.FromString(content))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(workdir):
+    return [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events(workdir) if e.summary.value]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_checksums_are_those_of_tfrecords():
+    # The check value of CRC-32C for "123456789" is 0xE3069283 (RFC 3720); masked as TFRecord's format says.
+    crc = 0xE3069283
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+    assert _checksum(b"123456789") == struct.pack("<I", masked)
+
+
+def test_both_files_hold_all_numbers(tmp_path):
+    log = Log(tmp_path, 0)
+    log.write(1, {"train/loss": 2.0, "train/accuracy": 0.5})
+    log.write(2, {"test/loss": 1.5})
+    log.close()
+    assert lines(tmp_path) == [
+        {"step": 1, "train/loss": 2.0, "train/accuracy": 0.5},
+        {"step": 2, "test/loss": 1.5},
+    ]
+    assert scalars(tmp_path) == [(1, {"train/loss": 2.0, "train/accuracy": 0.5}), (2, {"test/loss": 1.5})]
+
+
+def test_what_a_full_disk_did_not_take_is_written_later(tmp_path):
+    said = []
+    log = Log(tmp_path, 0, said.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        log.write(1, {"a": 1.0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # in the midst of a line, and of a record
+        for step in range(2, 40):
+            log.write(step, {"a": float(step)})
+        assert len(lines_that_are_whole(tmp_path)) < 39
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    log.write(40, {"a": 40.0})
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 41))
+    assert scalars(tmp_path) == [(step, {"a": float(step)}) for step in range(1, 41)]
+    assert len(said) == 2  # once for each file
+    assert "metrics.jsonl (File too large); its lines wait until there is room" in said[1] + said[0]
+
+
+def lines_that_are_whole(workdir):
+    return (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]
+
+
+def test_a_resume_takes_back_what_came_after_its_checkpoint_and_leaves_out_what_is_damaged(tmp_path):
+    whole = ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([whole[0], "\0\0\0", "[2]", whole[1], '{"step": 3}', '{"ste']))
+    log = Log(tmp_path, 2)
+    assert log.has_evaluation(2)
+    log.write(3, {"a": 3.0})
+    log.close()
+    assert lines(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": 3.0}]
+    assert [e.step for e in events(tmp_path) if e.session_log.status] == [3]  # TensorBoard forgets from there on
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "metrics.jsonl.new").mkdir()
+    with pytest.raises(UserError, match=r"cannot write to .*metrics\.jsonl \(Is a directory\)"):
+        Log(tmp_path, 0)
