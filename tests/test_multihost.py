@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -100,7 +101,7 @@ def start(workdirs, variables, devices=1, **changes):
     command = [sys.executable, "-m", "vit_jax_mixer.main", "--config=configs/digits.py", *flags]
     return [
         subprocess.Popen(
-            [*command, f"--workdir={workdir}"],
+            [*command, f"--workdir={workdir}", "--change_config"],
             cwd=ROOT,
             env={**env, **own},
             stdout=subprocess.PIPE,
@@ -229,6 +230,34 @@ def test_sigterm_to_any_of_them_stops_all_after_the_same_step(tmp_path, told):
     assert (tmp_path / "run/checkpoints" / stopped[1]).is_dir()
     assert 0 < int(stopped[1]) < 200
     assert_same_run(together(tmp_path / "run", plain(2), **changes), expected)
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_step_of_a_resumed_run_stops_all(alone, tmp_path):
+    workdir = up_to(3, alone[0], tmp_path / "resumed")
+    processes = start([workdir] * 2, plain(2), steps=1_000_000)
+    for line in processes[0].stdout:
+        if "from step 3" in line:  # before it compiles
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    results = results_of(processes)
+    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
+    assert "SIGTERM: stopped after step 4 of 1000000" in results[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_disk_that_fails_one_process_ends_all_and_says_why(tmp_path, failing):
+    many = {"steps": 1_000_000, "eval_every": 1_000_000, "checkpoint.every": 10, "parallel": "jit(fsdp=2)"}
+    processes = start([tmp_path] * 2, plain(2), **many)
+    wait_for_steps(processes, tmp_path)
+    resource.prlimit(processes[failing].pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
+    results = results_of(processes)
+    assert all(code not in (0, None) for code, _, _ in results)
+    said = results[failing][2]
+    assert f"error: process {failing} of 2: cannot write checkpoint" in said
+    assert "File too large" in said
+    assert "give the same command again to all" in said
 
 
 @pytest.mark.slow

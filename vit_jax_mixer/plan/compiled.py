@@ -40,7 +40,9 @@ class Memory:
         batch: this chip's rows.
         temporaries: activations, gradients and what the compiler needs beside them.
         program: the compiled code itself, which lies in a TPU's memory.
-        peak: all of it at the worst moment; where the program does not fit, what the compiler asks for.
+        step: all of it at a step's worst moment; where the program does not fit, what the compiler asks for.
+        start: what a start holds: the state and a copy of it, and the fresh parameters beside them. A save of
+            a model with ``scan``, and a resume, hold two states.
     """
 
     parameters: float
@@ -49,7 +51,13 @@ class Memory:
     batch: float
     temporaries: float
     program: float
-    peak: float
+    step: float
+    start: float
+
+    @property
+    def peak(self) -> float:
+        """The most at any moment of a run."""
+        return max(self.step, self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Planned:
             asked = _asked(str(error))
             if asked is None:
                 raise
-            memory = self._memory(state, batch, temporaries=math.nan, program=math.nan, peak=asked)
+            memory = self._memory(state, batch, temporaries=math.nan, program=math.nan, step=asked)
             return Compiled(batch_size, memory, None, None, time.process_time() - begun)
         seconds = time.process_time() - begun
         sizes, analysis, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
@@ -117,13 +125,14 @@ class Planned:
         peak = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + out + code
         memory = self._memory(state, batch, sizes.temp_size_in_bytes + out, code, peak)
         xla = {name: float(analysis[name]) for name in ("flops", "bytes accessed")}
-        return Compiled(batch_size, memory, cost.cost_of(hlo.parse(text)), xla, seconds)
+        return Compiled(batch_size, memory, cost.cost_of(hlo.parse(text), self.target.node), xla, seconds)
 
-    def _memory(self, state: Tree, batch: Tree, temporaries: float, program: float, peak: float) -> Memory:
+    def _memory(self, state: Tree, batch: Tree, temporaries: float, program: float, step: float) -> Memory:
         held = lambda tree: float(sum(map(self._bytes, jax.tree.leaves(tree))))
         parameters, optimizer = held(state.params), held(state.opt_state)
         rest = held(state) - parameters - optimizer
-        return Memory(parameters, optimizer, rest, held(batch), temporaries, program, peak)
+        start = 2 * held(state) + parameters + held(state.extra)
+        return Memory(parameters, optimizer, rest, held(batch), temporaries, program, step, start)
 
     def _bytes(self, leaf: jax.ShapeDtypeStruct) -> float:
         """Return how much of an array each chip holds."""

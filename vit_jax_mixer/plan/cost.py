@@ -6,6 +6,7 @@ XLA's own ``cost_analysis`` counts the body of a loop once; here it counts as of
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,11 +27,13 @@ class Collective:
         kind: as 'all-reduce'.
         group: devices that take part.
         bytes: the larger of what goes in and what comes out, of one device.
+        nodes: over how many nodes the group is spread; 1 where all links are alike.
     """
 
     kind: str
     group: int
     bytes: float
+    nodes: int = 1
 
     @property
     def sent(self) -> float:
@@ -48,23 +51,30 @@ class Cost:
             multiply-add. What is done element by element is left out, as the peak rates leave it out.
         bytes: read from and written to the main memory, not a TPU's VMEM.
         bytes_once: the same with the body of each loop once, as XLA counts.
-        collectives: one for each kind and group.
+        collectives: one for each kind, group and number of nodes.
+        unknown_loops: that count once, as the program's text does not tell how often they run. Left out are those
+            whose turn has no products, no messages and less than a thousandth of the bytes: they draw random numbers.
     """
 
     flop: dict[str, float]
     bytes: float
     bytes_once: float
     collectives: tuple[Collective, ...]
+    unknown_loops: tuple[str, ...] = ()
 
 
-def cost_of(program: Program) -> Cost:
-    """Add up a program."""
+def cost_of(program: Program, node: int = sys.maxsize) -> Cost:
+    """Add up a program; ``node`` devices with consecutive numbers are joined better than those of two nodes are."""
     flop: dict[str, float] = {}
     moved = once = 0.0
-    messages: dict[str, tuple[int, str, int, int]] = {}  # by channel: times, kind, group, bytes
+    messages: dict[str, tuple[int, str, int, int, int]] = {}  # by channel: times, kind, group, nodes, bytes
+    turns: dict[str, Cost] = {}  # of loops of unknown length
     for times, computation, instruction in _run(program, program.entry, 1):
         size = sum(size for size, space in _moved(program, computation, instruction) if space == 0)
         moved, once = moved + times * size, once + size
+        if instruction.opcode == "while" and program.trips(computation, instruction) is None:
+            body = program.computations[instruction.attribute("body")]
+            turns[instruction.name] = cost_of(Program(program.computations, body), node)
         for where, part in _parts(program, computation, instruction):
             for dtype, value in _flop(where, part):
                 flop[dtype] = flop.get(dtype, 0.0) + times * value
@@ -73,13 +83,15 @@ def cost_of(program: Program) -> Cost:
                 # One that runs beside other work is written into several fusions, under one number.
                 channel = re.search(r"channel_id=\d+", part.attributes)
                 name = channel[0] if channel else part.name
-                message = (times, kind, *_message(where, part))
+                message = (times, kind, *_message(where, part, node))
                 messages[name] = max(messages.get(name, message), message)
-    totals: dict[tuple[str, int], float] = {}
-    for times, kind, group, size in messages.values():
+    totals: dict[tuple[str, int, int], float] = {}
+    for times, kind, group, nodes, size in messages.values():
         if group > 1:
-            totals[kind, group] = totals.get((kind, group), 0.0) + times * size
-    return Cost(flop, moved, once, tuple(Collective(*key, size) for key, size in sorted(totals.items())))
+            totals[kind, group, nodes] = totals.get((kind, group, nodes), 0.0) + times * size
+    collectives = tuple(Collective(kind, group, size, n) for (kind, group, n), size in sorted(totals.items()))
+    unknown = tuple(name for name, turn in turns.items() if turn.flop or turn.collectives or turn.bytes > moved / 1000)
+    return Cost(flop, moved, once, collectives, unknown)
 
 
 def _parts(
@@ -99,7 +111,7 @@ def _run(program: Program, computation: Computation, times: int) -> Iterator[tup
     for instruction in computation.instructions.values():
         yield times, computation, instruction
         if instruction.opcode == "while":
-            trips = program.trips(computation, instruction)
+            trips = program.trips(computation, instruction) or 1
             yield from _run(program, program.computations[instruction.attribute("body")], times * trips)
         elif instruction.opcode == "call":
             yield from _run(program, program.computations[instruction.attribute("to_apply")], times)
@@ -154,26 +166,44 @@ def _convolution(instruction: Instruction, left: Shape, right: Shape) -> float:
     return total
 
 
-def _message(computation: Computation, instruction: Instruction) -> tuple[int, int]:
-    """Return how many devices a message joins, and its bytes."""
+def _message(computation: Computation, instruction: Instruction, node: int) -> tuple[int, int, int]:
+    """Return how many devices a message joins, over how many nodes, and its bytes."""
     into = sum(s.bytes for name in instruction.operands for s in computation.instructions[name].shapes)
     out = sum(s.bytes for s in instruction.shapes)
     if instruction.opcode.endswith("-start") and out > into:  # its result holds the operands as well
         out -= into
-    return _group(instruction.attributes), max(into, out)
+    groups = _groups(instruction.attributes) or [[0]]
+    nodes = max(len({device // node for device in group}) for group in groups)
+    return max(map(len, groups)), nodes, max(into, out)
 
 
-def _group(attributes: str) -> int:
-    """Return the devices of a group, from ``[16,2]<=[32]``, ``{{0,1},{2,3}}`` or ``mesh['a'=4] {'a'}``."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
-    if table := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
-        return int(table[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(listed[1].split(","))
-    pairs = re.search(r"source_target_pairs=\{\{", attributes)
-    return 2 if pairs else 1
+def _groups(attributes: str) -> list[list[int]]:
+    """Return the devices of each group that exchanges messages; [] where there are none.
+
+    They are written as ``[2,8]<=[8,2]T(1,0)``, ``{{0,1},{2,3}}`` or ``mesh['a'=4,'b'=2] {'a'}``, where
+    ``device_ids=([2,4]T(1,0))`` may say how the devices lie in the mesh.
+    """
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        inside = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[3])]
+        devices = _devices(mesh[2] or f"[{math.prod(sizes.values())}]").reshape(*sizes.values())
+        last = np.moveaxis(devices, inside, range(-len(inside), 0))
+        return last.reshape(-1, math.prod(devices.shape[axis] for axis in inside)).tolist()
+    if table := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]*\](?:T\([\d,]*\))?)", attributes):
+        return _devices(table[3]).reshape(int(table[1]), int(table[2])).tolist()
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
+    groups = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
+    return [[int(device) for device in group.split(",")] for group in groups]
+
+
+def _devices(order: str) -> np.ndarray:
+    """Return the devices in the order that ``[2,8]T(1,0)``, their transposed numbers, or ``0,2,1,3`` says."""
+    first, _, axes = order.partition("T")
+    numbers = lambda text: [int(n) for n in text.strip("[]()").split(",")]
+    if not order.startswith("["):
+        return np.array(numbers(first))
+    devices = np.arange(math.prod(numbers(first))).reshape(numbers(first))
+    return devices.transpose(numbers(axes)) if axes else devices
 
 
 def _moved(program: Program, computation: Computation, instruction: Instruction) -> Iterator[tuple[int, int]]:

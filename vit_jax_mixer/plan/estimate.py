@@ -20,7 +20,7 @@ class Plan:
         target: as it was given.
         chips: how many there are.
         capacity: bytes of a chip's memory that a program can use.
-        fits: whether the peak is no more than that.
+        fits: whether the memory's peak is no more than that.
         batch_size: the config's.
         memory: bytes of each chip.
         cost: of each chip and step; None, as all that follows from it, where the program does not fit.
@@ -78,8 +78,9 @@ def estimate(
     largest = None
     if search:
         unit = target.count * run.accum_steps
-        peaks = {run.batch_size // unit: first.memory.peak}
-        largest = unit * largest_that_fits(lambda n: compiled(n * unit).memory.peak, peaks, capacity)
+        steps = {run.batch_size // unit: first.memory.step}
+        starts = first.memory.start <= capacity  # with any batch, or with none
+        largest = unit * largest_that_fits(lambda n: compiled(n * unit).memory.step, steps, capacity) if starts else 0
     return Plan(
         target=target.name,
         chips=target.count,
@@ -138,7 +139,7 @@ def _as_bfloat16(found: Compiled) -> Compiled:
     """Return the estimate for bfloat16, from the step in float32: half of all but the state and its traffic."""
     memory = found.memory
     state = memory.parameters + memory.optimizer + memory.other_state
-    memory = dataclasses.replace(memory, temporaries=memory.temporaries / 2, peak=memory.peak - memory.temporaries / 2)
+    memory = dataclasses.replace(memory, temporaries=memory.temporaries / 2, step=memory.step - memory.temporaries / 2)
     cost = found.cost
     if cost:
         traffic = min(2 * state, cost.bytes)  # read and written once

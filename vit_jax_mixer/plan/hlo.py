@@ -105,8 +105,8 @@ class Program:
     computations: Mapping[str, Computation]
     entry: Computation
 
-    def trips(self, computation: Computation, loop: Instruction) -> int:
-        """Return how often a ``while`` of a computation runs its body; 1 where the text does not say."""
+    def trips(self, computation: Computation, loop: Instruction) -> int | None:
+        """Return how often a ``while`` of a computation runs its body; None where the text does not say."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
@@ -125,7 +125,7 @@ class Program:
             before, step = body.traced(body.root.operands[place])
             if first.opcode == "constant" and before.attribute("index") == counter.attribute("index") and step > 0:
                 return math.ceil((high - low) / step)
-        return 1
+        return None
 
 
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.$-]+) = (.*)$")

@@ -10,12 +10,8 @@ from vit_jax_mixer.plan.cost import Cost
 from vit_jax_mixer.plan.estimate import Plan
 from vit_jax_mixer.plan.roofline import Roofline
 
-LESS_MEMORY = (
-    "--config.model.remat=True",
-    "--config.accum_steps=2",
-    "--config.parallel='jit(fsdp=N)'",
-    "--config.model.dtype=bfloat16",
-)
+LESS_STATE = "--config.parallel='jit(fsdp=N)'"
+LESS_MEMORY = ("--config.model.remat=True", "--config.accum_steps=2", LESS_STATE, "--config.model.dtype=bfloat16")
 
 ASSUMPTIONS = (
     "An estimate: the step was compiled for this machine's CPU, on simulated devices and in float32. Of a bfloat16",
@@ -33,6 +29,7 @@ def text(plan: Plan, run: Config, utilisation: float) -> str:
 def as_json(plan: Plan) -> str:
     """Return the plan as JSON: bytes, seconds and FLOP of each chip; what is not known is null."""
     fields = dataclasses.asdict(plan)
+    fields["memory"]["peak"] = plan.memory.peak
     if plan.roofline:
         fields["roofline"] |= {"seconds": plan.roofline.seconds, "bound": plan.roofline.bound}
     return json.dumps(_finite(fields), indent=2)
@@ -51,6 +48,8 @@ def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
         ("batch", memory.batch),
         ("activations, temporaries", memory.temporaries),
         ("program", memory.program),
+        ("all in a step", memory.step),
+        ("start, save: state twice", memory.start),
     ):
         if value >= 1000:  # not the step count alone; what is not known is not a number
             yield _row(name, value, "B")
@@ -66,7 +65,9 @@ def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
     if plan.largest_batch is not None:
         each = plan.largest_batch / plan.chips
         yield from ("", f"{'largest batch that fits':<30}{plan.largest_batch:>10,}      {each:g} a chip")
-    if not plan.fits:
+    if memory.start > plan.capacity:
+        yield from ("", f"For a smaller state: {LESS_STATE}.")
+    elif not plan.fits:
         yield from ("", f"For less memory: {', '.join(LESS_MEMORY)}, or a smaller batch.")
     if plan.estimate:
         yield from ("", *ASSUMPTIONS)
@@ -78,7 +79,10 @@ def _times(cost: Cost, line: Roofline) -> Iterator[str]:
         yield _row(f"matrix products, {dtype}", flop, "FLOP")
     yield _row("main memory", cost.bytes, "B")
     for collective in cost.collectives:
-        yield _row(f"{collective.kind} of {collective.group}", collective.bytes, "B")
+        nodes = f" on {collective.nodes} nodes" if collective.nodes > 1 else ""
+        yield _row(f"{collective.kind} of {collective.group}{nodes}", collective.bytes, "B")
+    if cost.unknown_loops:
+        yield f"  TOO LOW: how often these loops run is not known, once is counted: {', '.join(cost.unknown_loops)}"
     yield from ("", "least time of a step")
     for name, seconds in dataclasses.asdict(line).items():
         yield _row(name, seconds, "s", "binds" if name == line.bound else "")

@@ -38,7 +38,7 @@ def roofline(cost: Cost, target: Target) -> Roofline:
     return Roofline(
         arithmetic=sum(flop / chip.flops[_DTYPES.get(dtype, "float32")] for dtype, flop in cost.flop.items()),
         memory=cost.bytes / chip.bandwidth,
-        interconnect=sum(c.sent / target.bandwidth(c.group) for c in cost.collectives),
+        interconnect=sum(c.sent / target.bandwidth(c.group, c.nodes) for c in cost.collectives),
     )
 
 

@@ -32,15 +32,21 @@ class Target:
         """How many chips there are."""
         return math.prod(self.shape)
 
-    def bandwidth(self, group: int) -> float:
-        """Return bytes/s that a chip sends in a ring of ``group`` chips.
+    @property
+    def node(self) -> int:
+        """How many chips with consecutive numbers are joined alike: of GPUs those of a node."""
+        return GPUS_OF_A_NODE if self.chip.kind == "gpu" else self.count
 
+    def bandwidth(self, group: int, nodes: int = 1) -> float:
+        """Return bytes/s that a chip sends in a ring of ``group`` chips that are spread over ``nodes``.
+
+        A ring of several nodes sends through the network port of each of its GPUs at the same time.
         A group of all chips of a slice uses every axis of it, a smaller one its best axis. An axis
         that is closed to a ring sends both ways; on an open one, the chip at its end has one link.
         """
         chip = self.chip
         if chip.kind == "gpu":
-            return chip.link if group <= GPUS_OF_A_NODE else min(chip.link, GPUS_OF_A_NODE * chip.network)
+            return chip.link if nodes == 1 else min(chip.link, group / nodes * chip.network)
         if chip.kind == "cpu":
             return chip.link
         links = [2 if n % chip.wraps == 0 else 1 for n in self.shape if n > 1]

@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,21 @@ def this_machine() -> Chip:
     square = jnp.ones((_SIDE, _SIDE))
     flops = 2 * _SIDE**3 / _seconds(jax.jit(lambda x: x @ x), square)
     bandwidth = 2 * 4 * _FLOATS / _seconds(jax.jit(lambda x: x + 1), jnp.ones(_FLOATS))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # It computes bfloat16 in float32, and its devices share one memory, so that messages are copies.
-    return Chip("cpu", "", float(memory), {"bfloat16": flops, "float32": flops}, bandwidth, link=bandwidth)
+    return Chip("cpu", "", memory(), {"bfloat16": flops, "float32": flops}, bandwidth, link=bandwidth)
+
+
+def memory(limits: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the bytes of memory: the machine's or, if that is less, the container's limit.
+
+    Args:
+        limits: folder of Linux's control groups, version 2 or 1.
+    """
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            sizes.append(int((limits / name).read_text()))
+    return float(min(sizes))
 
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
