@@ -1,11 +1,15 @@
 """The command line: bad input ends with one clear sentence, and TensorFlow is never loaded."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
-from tests.helpers import assert_one_sentence, command, environment
+from tests.helpers import ROOT, assert_one_sentence, command, environment
 from tests.test_sources import write_image
 
 QUICK = ["--config.steps=2", "--config.optim.warmup_steps=1", "--config.eval_batch_size=50"]
@@ -157,3 +161,28 @@ def test_the_workdir_is_named_after_the_config():
     assert _config_name("configs/mixer_b16.py:cifar100") == "mixer_b16_cifar100"
     assert _config_name("configs/mixer_imagenet.py:B/16") == "mixer_imagenet_B_16"
     assert _config_name("/elsewhere/digits.py") == "digits"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_leaves_the_data_workers_to_their_parent(tmp_path):
+    # A terminal sends it to the whole group, and the workers must go on to deliver what the last step needs.
+    command = [sys.executable, "-m", "vit_jax_mixer.main", "--config=configs/digits.py", f"--workdir={tmp_path}"]
+    flags = ["--config.steps=100000", "--config.loader.workers=2", "--config.log_every=1", "--config.eval_every=100000"]
+    run = subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in run.stdout:
+        if line.startswith("step 20/"):
+            break
+    os.killpg(run.pid, signal.SIGINT)
+    said, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert errors == ""
+    assert "SIGINT: stopped after step" in said
+    assert "go on with: python -m vit_jax_mixer.main" in said

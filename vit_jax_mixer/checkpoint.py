@@ -4,10 +4,10 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
+from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.seal import damage, seal
@@ -30,6 +31,43 @@ class _Manager(ocp.CheckpointManager):
         """Ask nobody: Orbax would count back the steps by which processes agree when to stop (`interruption`)."""
         del step
         return False
+
+
+def _telling(handler: ocp.StandardCheckpointHandler, tell: Callable[[Exception], None]) -> Any:
+    """Make a handler tell at once what it cannot write; Orbax tells it after the other processes, which wait for this.
+
+    It takes no subclass for the arguments of its own.
+    """
+    found: Any = handler
+    save, finalize = found.async_save, found.finalize
+
+    async def async_save(*args: Any, **kwargs: Any) -> list[_Told]:
+        return [_Told(future, tell) for future in await save(*args, **kwargs) or ()]
+
+    found.async_save = async_save
+    found.finalize = _told(tell)(finalize)
+    return found
+
+
+@dataclasses.dataclass
+class _Told:
+    """A future of Orbax."""
+
+    future: Any
+    tell: Callable[[Exception], None]
+
+    def result(self, timeout: float | None = None) -> Any:
+        with _told(self.tell):
+            return self.future.result(timeout)
+
+
+@contextmanager
+def _told(tell: Callable[[Exception], None]) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        tell(error)
+        raise
 
 
 class Checkpoints:
@@ -55,12 +93,13 @@ class Checkpoints:
         self._folder = workdir.absolute() / "checkpoints"
         self._writing = 0  # the step that is being written
         self._begun = False  # whether nobody knows yet if that is written
-        self.given_up = False  # for a disk that stays full, or fails one of several processes
+        self.given_up = False  # nothing more can be written
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
         self.set_aside = _set_damaged_aside(self._folder)
+        handler = ocp.StandardCheckpointHandler()
         self._manager = _Manager(
             self._folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers=handler if jax.process_count() == 1 else _telling(handler, self._end),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best else None,  # without it, Orbax does not write the metrics
@@ -108,7 +147,7 @@ class Checkpoints:
             return ""
         error = error or self._settle()
         if error and jax.process_count() > 1:
-            self._give_up(error)
+            self._end(error)
         if error:
             time.sleep(_PAUSE)
             error = self._begin(step, state, metrics) or self._settle()
@@ -125,28 +164,20 @@ class Checkpoints:
         return f"cannot write checkpoint {step} to {self._folder} ({error}); the run goes on until the next fails too"
 
     def failed(self) -> bool:
-        """Say whether the save that was begun last has failed, and nobody was told.
-
-        Raises:
-            UserError: it has, and there are other processes, which would wait for this one.
-        """
-        if jax.process_count() > 1:
-            try:
-                self._manager.check_for_errors()
-            except _FAILURES as error:
-                self._give_up(_reason(error))
-            return False
-        if not self._begun or self._manager.is_saving_in_progress():
+        """Say whether the save that was begun last has failed, and nobody was told; one process alone can."""
+        if not self._begun or jax.process_count() > 1 or self._manager.is_saving_in_progress():
             return False
         self._begun = (self._folder / str(self._writing)).is_dir() is False
         return self._begun
 
-    def _give_up(self, error: str) -> NoReturn:
-        self.given_up = True
-        raise UserError(
+    def _end(self, error: Exception | str) -> None:
+        """End this process, one of several; the others notice."""
+        error = _reason(error) if isinstance(error, Exception) else error
+        reason = (
             f"cannot write checkpoint {self._writing} to {self._folder} ({error}), and several processes could try "
             "again only together, so the run stops; make room or mend the disk, and give the same command again to all."
         )
+        distributed.end(UserError(reason))
 
     def _must_save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         if error := self._settle() or self._begin(step, state, metrics) or self._settle():
@@ -182,7 +213,8 @@ class Checkpoints:
     def _seal(self) -> None:
         """Is called by Orbax when all is written, before the folder gets its name."""
         if jax.process_index() == 0:
-            seal(next(self._folder.glob(f"{self._writing}.*")))
+            with _told(self._end) if jax.process_count() > 1 else nullcontext():
+                seal(next(self._folder.glob(f"{self._writing}.*")))
 
     def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
         """Read a checkpoint, saved on whatever devices.

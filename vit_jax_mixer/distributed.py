@@ -46,7 +46,12 @@ def processes(wanted: bool | None = None) -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        _end(_last_words(error))
+        end(error)
+
+
+def end(error: BaseException) -> None:
+    """End this process, one of several, with an error's last words; the others notice it."""
+    _end(_last_words(error))
 
 
 def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[str, Any] | None:

@@ -121,11 +121,13 @@ def train_and_evaluate(
                     if stopped:
                         reports.line(_stopped_line(stopped, number, run.steps, workdir))
                         break
-            except UserError:  # as an image that cannot be read; nothing that was trained is lost
-                reports.catch_up()
-                # Several processes could save only together, and the others are at work on the next step.
-                if jax.process_count() == 1 and not checkpoints.given_up and done > (checkpoints.latest() or 0):
-                    checkpoints.save(done, devices.saved_form(state), {}, last=True)
+            except Exception as error:
+                if jax.process_count() > 1:  # they could save only together, and the others are a step ahead
+                    checkpoints.given_up = True
+                elif isinstance(error, UserError):  # as an image that cannot be read; nothing that was trained is lost
+                    reports.catch_up()
+                    if not checkpoints.given_up and done > (checkpoints.latest() or 0):
+                        checkpoints.save(done, devices.saved_form(state), {}, last=True)
                 raise
             reports.line(skipped.summary())
     return state
