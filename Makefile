@@ -10,7 +10,7 @@ train: $(VENV)/installed  ## train a small Mixer on the embedded digits; resumes
 	$(BIN)/python -m vit_jax_mixer.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/installed-dev  ## the tests (those marked slow, which take minutes: pytest -m slow)
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/installed-dev  ## what CI checks beside the tests
 	$(BIN)/ruff check .

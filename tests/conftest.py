@@ -5,7 +5,9 @@ import tempfile
 
 # Before JAX and TFDS are loaded; commands that tests start inherit them, and so do pytest's own workers.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    # What LLVM would make faster takes longer to compile than to run.
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     _folder = tempfile.TemporaryDirectory(prefix="vit_jax_mixer_tests_")
     os.environ["TFDS_DATA_DIR"] = f"{_folder.name}/tensorflow_datasets"

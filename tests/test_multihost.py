@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from tests.helpers import ROOT, assert_close, environment
+from tests.helpers import ROOT, assert_close, assert_same, environment
 from tests.test_sources import write_image
 from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError
@@ -181,6 +181,14 @@ def test_process_0_alone_speaks(two):
 def test_what_two_processes_have_saved_one_goes_on_from(two, alone, tmp_path):
     resumed = in_this_process(up_to(3, two[0], tmp_path / "resumed"))
     assert_same_run(resumed, alone[1])
+
+
+@pytest.mark.slow
+def test_two_processes_that_go_on_end_to_the_same_bits(two, tmp_path):
+    expected = end_of(two[0])
+    found = together(up_to(3, two[0], tmp_path / "again"), plain(2), parallel="jit(fsdp=2)")
+    assert_same(found[0], expected[0])
+    assert found[1] == expected[1]
 
 
 @pytest.mark.slow
