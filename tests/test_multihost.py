@@ -1,141 +1,17 @@
 """Several real processes as one run, over loopback: the same numbers, one voice, and a clear end."""
 
-import contextlib
-import json
 import re
-import resource
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
-import numpy as np
 import pytest
-from PIL import Image
 
-from configs import digits
-from tests.helpers import ROOT, assert_close, assert_same, environment
-from tests.test_sources import write_image
+from tests.helpers import assert_same, environment
+from tests.processes import assert_same_run, end_of, in_this_process, plain, results_of, slurm, start, together, up_to
 from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.train import train_and_evaluate
-
-# A digits run of 6 steps with large enough arrays to be split, and with dropout, which would show if rows
-# were in another order. SGD, since Adam blows up gradients that are zero but for rounding.
-FIELDS = {
-    "steps": 6,
-    "log_every": 1,
-    "eval_every": 6,
-    "eval_batch_size": 92,  # which does not divide the 360 examples
-    "checkpoint.every": 3,
-    "checkpoint.keep": 2,
-    "model.num_blocks": 1,
-    "model.hidden_dim": 128,
-    "model.dropout_rate": 0.2,
-    "optim.optimizer": "sgd(momentum=0.9)",
-    "optim.learning_rate": 0.1,
-    "optim.warmup_steps": 2,
-}
-
-
-def in_this_process(workdir, **changes):
-    """Train on the two devices here; return what `end_of` does."""
-    config = digits.get_config()
-    config.update_from_flattened_dict({**FIELDS, **changes})
-    train_and_evaluate(config, workdir)
-    return end_of(workdir)
-
-
-def end_of(workdir):
-    """Return the parameters that are saved, and what was logged but the speed."""
-    from vit_jax_mixer import pretrained
-
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return pretrained.load(workdir), [{k: v for k, v in line.items() if k[:5] != "perf/"} for line in lines]
-
-
-def assert_same_run(found, expected):
-    assert_close(found[0], expected[0])
-    assert [line["step"] for line in found[1]] == [line["step"] for line in expected[1]]
-    for a, b in zip(found[1], expected[1], strict=True):
-        assert a.keys() == b.keys()
-        for name, value in b.items():
-            exact = name.endswith("accuracy")
-            assert a[name] == (value if exact else pytest.approx(value, rel=1e-5, abs=1e-7)), (name, b["step"])
-
-
-def free_port(least=1024, most=2**16):
-    for port in np.random.default_rng().permutation(np.arange(max(least, 20_000), most)):
-        with contextlib.suppress(OSError), socket.create_server(("", int(port))):
-            return int(port)
-    raise AssertionError("no port is free")
-
-
-def plain(count):
-    """Return the variables of each process as a person sets them."""
-    address = f"127.0.0.1:{free_port()}"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-    return [{**shared, "JAX_PROCESS_ID": str(p)} for p in range(count)]
-
-
-def slurm(count):
-    """Return the variables of each process as SLURM sets them, for one node; JAX makes the port of the job's number."""
-    shared = {
-        "SLURM_JOB_ID": str(free_port(least=2**16 - 2**12) - (2**16 - 2**12)),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": str(count),
-    }
-    return [{**shared, "SLURM_PROCID": str(p), "SLURM_LOCALID": str(p)} for p in range(count)]
-
-
-def start(workdirs, variables, devices=1, **changes):
-    """Start one process for each set of variables."""
-    # What LLVM would make faster takes longer to compile than to run.
-    xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {**environment(), "XLA_FLAGS": xla}
-    flags = [f"--config.{name}={value}" for name, value in {**FIELDS, **changes}.items()]
-    command = [sys.executable, "-m", "vit_jax_mixer.main", "--config=configs/digits.py", *flags]
-    return [
-        subprocess.Popen(
-            [*command, f"--workdir={workdir}", "--change_config"],
-            cwd=ROOT,
-            env={**env, **own},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for workdir, own in zip(workdirs, variables, strict=True)
-    ]
-
-
-def results_of(processes):
-    """Wait for all; return (exit code, stdout, stderr) of each."""
-    try:
-        texts = [process.communicate(timeout=500) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
-
-
-def wait_for_steps(processes, workdir):
-    """Wait until the first steps are logged."""
-    begun = time.monotonic()
-    while not ((log := workdir / "metrics.jsonl").exists() and "train/loss" in log.read_text()):
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() - begun < 300
-        time.sleep(0.1)
-
-
-def together(workdir, variables, **kwargs):
-    """Run to the end; return what `end_of` does."""
-    for code, _, said in results_of(start([workdir] * len(variables), variables, **kwargs)):
-        assert code == 0, said
-    return end_of(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +28,6 @@ def two(tmp_path_factory):
     fresh = {"TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds"))}
     variables = [own | fresh for own in plain(2)]
     return workdir, results_of(start([workdir] * 2, variables, parallel="jit(fsdp=2)"))
-
-
-def up_to(step, workdir, other):
-    """Copy a workdir, without the checkpoints after a step."""
-    shutil.copytree(workdir, other)
-    for path in (other / "checkpoints").iterdir():
-        if int(path.name) > step:
-            shutil.rmtree(path)
-    assert (other / f"checkpoints/{step}").is_dir()
-    return other
 
 
 def test_two_processes_are_one_run(alone, two):
@@ -220,82 +86,6 @@ def test_pmap_goes_on_from_what_several_processes_have_saved_and_they_from_it(tm
     assert_same_run(in_this_process(tmp_path / "pmap", parallel="pmap", **still), expected)
     back = together(up_to(3, tmp_path / "pmap", tmp_path / "back"), plain(2), parallel="jit(fsdp=2)", **still)
     assert_same_run(back, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("told", [[0], [1], [0, 1]])
-def test_sigterm_to_any_of_them_stops_all_after_the_same_step(tmp_path, told):
-    changes = {"steps": 200, "eval_every": 100, "checkpoint.every": 50}
-    expected = in_this_process(tmp_path / "undisturbed", **changes)
-    processes = start([tmp_path / "run"] * 2, plain(2), **changes)
-    wait_for_steps(processes, tmp_path / "run")
-    for index in told:
-        processes[index].send_signal(signal.SIGTERM)
-    results = results_of(processes)
-    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
-    stopped = re.search(r"SIGTERM: stopped after step (\d+) of 200, saved in", results[0][1])
-    assert stopped, results[0][1]
-    assert (tmp_path / "run/checkpoints" / stopped[1]).is_dir()
-    assert 0 < int(stopped[1]) < 200
-    assert_same_run(together(tmp_path / "run", plain(2), **changes), expected)
-
-
-@pytest.mark.slow
-def test_sigterm_before_the_first_step_of_a_resumed_run_stops_all(alone, tmp_path):
-    workdir = up_to(3, alone[0], tmp_path / "resumed")
-    processes = start([workdir] * 2, plain(2), steps=1_000_000)
-    for line in processes[0].stdout:
-        if "from step 3" in line:  # before it compiles
-            break
-    processes[1].send_signal(signal.SIGTERM)
-    results = results_of(processes)
-    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
-    assert "SIGTERM: stopped after step 4 of 1000000" in results[0][1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_disk_that_fails_one_process_ends_all_and_says_why(tmp_path, failing):
-    many = {"steps": 1_000_000, "eval_every": 1_000_000, "checkpoint.every": 10, "parallel": "jit(fsdp=2)"}
-    processes = start([tmp_path] * 2, plain(2), **many)
-    wait_for_steps(processes, tmp_path)
-    resource.prlimit(processes[failing].pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
-    results = results_of(processes)
-    assert all(code not in (0, None) for code, _, _ in results)
-    said = results[failing][2]
-    assert f"error: process {failing} of 2: cannot write checkpoint" in said
-    assert "File too large" in said
-    assert "give the same command again to all" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_the_death_of_one_ends_the_other_with_a_message(tmp_path, killed):
-    processes = start([tmp_path] * 2, plain(2), steps=1_000_000, eval_every=1_000_000)
-    wait_for_steps(processes, tmp_path)
-    processes[killed].send_signal(signal.SIGKILL)
-    code, _, said = results_of(processes)[1 - killed]  # by itself, and not for the time limit
-    assert code not in (0, -signal.SIGKILL)
-    # Ours, or that of JAX, which watches process 0 closely.
-    assert "another one ended, or cannot be reached" in said or "another task died" in said
-
-
-@pytest.mark.slow
-def test_a_bad_image_that_one_process_reads_ends_both(tmp_path):
-    for i in range(16):
-        for label in ("cat", "dog"):
-            write_image(tmp_path / f"data/train/{label}/{i}.png", i, (8, 8))
-            write_image(tmp_path / f"data/test/{label}/{i}.png", i, (8, 8))
-    bad = tmp_path / "data/train/dog/3.png"
-    Image.effect_noise((8, 8), 50).save(bad)
-    bad.write_bytes(bad.read_bytes()[:100])
-    changes = {"data.source": f"folder:{tmp_path / 'data'}", "batch_size": 8}
-    results = results_of(start([tmp_path / "run"] * 2, plain(2), **changes))
-    assert all(code == 1 for code, _, _ in results)
-    said = "".join(errors for _, _, errors in results)
-    assert "Traceback" not in said
-    assert str(bad) in said
-    assert "another one ended, or cannot be reached" in said
 
 
 @pytest.mark.slow

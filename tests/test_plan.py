@@ -237,7 +237,7 @@ def test_the_plan_is_that_of_the_step_that_trains(parallel, tmp_path):
 
 def test_a_run_fits_if_its_start_does():
     run = dataclasses.replace(small(hidden_dim=512, num_blocks=1), batch_size=1)
-    tight = dataclasses.replace(target("cpu").chip, memory=3.5e6)
+    tight = dataclasses.replace(target("cpu").chip, memory=3.2e6)
     plan = estimate.estimate(run, dataclasses.replace(target("cpu"), chip=tight), utilisation=0.5, search=True)
     assert plan.memory.step < plan.capacity < plan.memory.start == plan.memory.peak
     assert (plan.fits, plan.largest_batch) == (False, 0)
@@ -247,7 +247,7 @@ def test_a_run_fits_if_its_start_does():
     )
     for part in (
         "start, save: state twice",
-        "115% of 3.50 MB: DOES NOT FIT",
+        "108% of 3.20 MB: DOES NOT FIT",
         "For a smaller state",
         "once is counted: while.7",
     ):

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +18,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.saving_together import FAILURES, Manager, telling, told
 from vit_jax_mixer.seal import damage, seal
 from vit_jax_mixer.tasks.base import TrainState, Tree
 
-_FAILURES = (OSError, ValueError, RuntimeError)  # Orbax has all of them for a full disk
 _OPTIONAL = ("ema", "skipped")  # of the state; a run may begin or end to have them
 _PAUSE = 5  # seconds, before a save that failed is tried again
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Ask nobody: Orbax would count back the steps by which processes agree when to stop (`interruption`)."""
-        del step
-        return False
-
-
-def _telling(handler: ocp.StandardCheckpointHandler, tell: Callable[[Exception], None]) -> Any:
-    """Make a handler tell at once what it cannot write; Orbax tells it after the other processes, which wait for this.
-
-    It takes no subclass for the arguments of its own.
-    """
-    found: Any = handler
-    save, finalize = found.async_save, found.finalize
-
-    async def async_save(*args: Any, **kwargs: Any) -> list[_Told]:
-        return [_Told(future, tell) for future in await save(*args, **kwargs) or ()]
-
-    found.async_save = async_save
-    found.finalize = _told(tell)(finalize)
-    return found
-
-
-@dataclasses.dataclass
-class _Told:
-    """A future of Orbax."""
-
-    future: Any
-    tell: Callable[[Exception], None]
-
-    def result(self, timeout: float | None = None) -> Any:
-        with _told(self.tell):
-            return self.future.result(timeout)
-
-
-@contextmanager
-def _told(tell: Callable[[Exception], None]) -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as error:
-        tell(error)
-        raise
 
 
 class Checkpoints:
@@ -97,9 +53,9 @@ class Checkpoints:
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
         self.set_aside = _set_damaged_aside(self._folder)
         handler = ocp.StandardCheckpointHandler()
-        self._manager = _Manager(
+        self._manager = Manager(
             self._folder,
-            item_handlers=handler if jax.process_count() == 1 else _telling(handler, self._end),
+            item_handlers=handler if jax.process_count() == 1 else telling(handler, self._end),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best else None,  # without it, Orbax does not write the metrics
@@ -189,7 +145,7 @@ class Checkpoints:
         try:
             args = ocp.args.StandardSave(stacked.unstack(_saved(state)))
             self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
-        except _FAILURES as error:
+        except FAILURES as error:
             return self._why(error)
         return ""
 
@@ -198,7 +154,7 @@ class Checkpoints:
         self._begun = False
         try:
             self._manager.wait_until_finished()
-        except _FAILURES as error:
+        except FAILURES as error:
             return self._why(error)
         return ""
 
@@ -213,7 +169,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Is called by Orbax when all is written, before the folder gets its name."""
         if jax.process_index() == 0:
-            with _told(self._end) if jax.process_count() > 1 else nullcontext():
+            with told(self._end) if jax.process_count() > 1 else nullcontext():
                 seal(next(self._folder.glob(f"{self._writing}.*")))
 
     def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
@@ -253,7 +209,7 @@ class Checkpoints:
         if self.given_up and jax.process_count() > 1:  # the others will not come to write what was begun
             return
         error = "" if self.given_up else self._settle()
-        with suppress(*_FAILURES):  # of which the user knows
+        with suppress(*FAILURES):  # of which the user knows
             self._manager.close()
         if error:
             raise UserError(f"cannot write checkpoint {self._writing} to {self._folder} ({error}); make room.")

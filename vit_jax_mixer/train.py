@@ -225,8 +225,7 @@ def start_state(
     init = partial(task.init, step.init_key(seed))
     latest = checkpoints.latest()
     if latest is None:
-        params, extra = task.load(*devices.make(init))
-        state = devices.make(new_state, params, extra)
+        state = devices.make(new_state, *task.load(*devices.make(init)))
     else:
         like = jax.eval_shape(lambda: new_state(*init()))
         state = checkpoints.restore(latest, like, devices.saved_sharding)

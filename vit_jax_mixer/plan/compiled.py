@@ -41,8 +41,7 @@ class Memory:
         temporaries: activations, gradients and what the compiler needs beside them.
         program: the compiled code itself, which lies in a TPU's memory.
         step: all of it at a step's worst moment; where the program does not fit, what the compiler asks for.
-        start: what a start holds: the state and a copy of it, and the fresh parameters beside them. A save of
-            a model with ``scan``, and a resume, hold two states.
+        start: what a start holds, the state and a copy of it; so does a save of a model with ``scan``.
     """
 
     parameters: float
@@ -131,7 +130,7 @@ class Planned:
         held = lambda tree: float(sum(map(self._bytes, jax.tree.leaves(tree))))
         parameters, optimizer = held(state.params), held(state.opt_state)
         rest = held(state) - parameters - optimizer
-        start = 2 * held(state) + parameters + held(state.extra)
+        start = 2 * held(state)
         return Memory(parameters, optimizer, rest, held(batch), temporaries, program, step, start)
 
     def _bytes(self, leaf: jax.ShapeDtypeStruct) -> float:
