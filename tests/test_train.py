@@ -13,6 +13,7 @@ import pytest
 
 from configs import digits
 from tests.helpers import ROOT, assert_same, environment
+from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
@@ -208,3 +209,10 @@ def test_evaluation_does_not_depend_on_its_batch_size(undisturbed, tmp_path):
     )
     assert [line["test/accuracy"] for line in other] == [line["test/accuracy"] for line in one]
     np.testing.assert_allclose([line["test/loss"] for line in other], [line["test/loss"] for line in one], rtol=1e-6)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_config_that_a_power_cut_has_damaged_is_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged .*pass --change_config"):
+        config_lib.check_unchanged(small(), tmp_path)
