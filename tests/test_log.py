@@ -76,6 +76,21 @@ def test_what_a_full_disk_did_not_take_is_written_later(tmp_path):
     assert "metrics.jsonl (File too large); its lines wait until there is room" in said[1] + said[0]
 
 
+def test_what_was_never_written_is_told(tmp_path):
+    said = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        log = Log(tmp_path, 0, said.append)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        log.write(1, {"a": 1.0})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert any("metrics.jsonl lacks its last lines" in line for line in said)
+
+
 def lines_that_are_whole(workdir):
     return (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]
 

@@ -52,7 +52,8 @@ def test_what_two_processes_have_saved_one_goes_on_from(two, alone, tmp_path):
 @pytest.mark.slow
 def test_two_processes_that_go_on_end_to_the_same_bits(two, tmp_path):
     expected = end_of(two[0])
-    found = together(up_to(3, two[0], tmp_path / "again"), plain(2), parallel="jit(fsdp=2)")
+    found = together(up_to(3, two[0], tmp_path / "again"), plain(2), parallel="jit(fsdp=2)", profile="4:5")
+    assert len(list((tmp_path / "again/profile").rglob("perfetto_trace.json.gz"))) == 1  # of one process
     assert_same(found[0], expected[0])
     assert found[1] == expected[1]
 

@@ -140,6 +140,9 @@ def test_any_tree_is_unstacked_and_stacked_again():
     shapes = jax.eval_shape(stacked.unstack, jax.eval_shape(lambda: scanned))
     assert shapes == jax.eval_shape(lambda: unrolled)
     assert_same(stacked.stack(unrolled, jax.eval_shape(lambda: scanned)), scanned)
+    of_file = stacked.stack(jax.device_get(unrolled), jax.eval_shape(lambda: scanned))
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(of_file))  # not whole on one device
+    assert_same(of_file, scanned)
     assert_same(stacked.stack(unrolled, unrolled), unrolled)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -123,10 +123,10 @@ class Checkpoints:
         """Say whether the save that was begun last has failed, and nobody was told; one process alone can."""
         if not self._begun or jax.process_count() > 1 or self._manager.is_saving_in_progress():
             return False
-        self._begun = (self._folder / str(self._writing)).is_dir() is False
+        self._begun = not (self._folder / str(self._writing)).is_dir()
         return self._begun
 
-    def _end(self, error: Exception | str) -> None:
+    def _end(self, error: Exception | str) -> NoReturn:
         """End this process, one of several; the others notice."""
         error = _reason(error) if isinstance(error, Exception) else error
         reason = (
@@ -175,12 +175,12 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
         """Read a checkpoint, saved on whatever devices.
 
+        A running mean that it does not hold begins with its parameters, and a count of skips with 0.
+
         Args:
             step: which one.
             like: its form (shapes and types suffice).
             sharding: says for each array of ``like`` where it is to be.
-
-        A running mean that it does not hold begins with its parameters, and a count of skips with 0.
 
         Raises:
             UserError: it holds other arrays; the sentence names the first, with both shapes.

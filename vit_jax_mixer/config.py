@@ -93,7 +93,7 @@ def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def record(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Write ``config.json`` to the workdir, at once or not at all."""
     if jax.process_index() == 0:
-        new = workdir / "config.json.new"  # a cut through the power leaves the old file or the new
+        new = workdir / "config.json.new"
         new.write_text(_text(config))
         new.replace(workdir / "config.json")
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ def processes(wanted: bool | None = None) -> Iterator[None]:
         end(error)
 
 
-def end(error: BaseException) -> None:
+def end(error: BaseException) -> NoReturn:
     """End this process, one of several, with an error's last words; the others notice it."""
     _end(_last_words(error))
 
@@ -134,7 +134,7 @@ def _check_port(address: str) -> None:
         ) from error
 
 
-def _end(last_words: str) -> None:
+def _end(last_words: str) -> NoReturn:
     print(last_words, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

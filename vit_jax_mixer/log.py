@@ -101,6 +101,8 @@ class Appended:
 
     def close(self) -> None:
         self.write(b"")
+        if self._waiting:
+            self._say(f"{self._path} lacks its last lines: there is still no room for them")
         self._file.close()
 
 

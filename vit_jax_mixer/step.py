@@ -103,6 +103,7 @@ def train_step(
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
+        # The optimizer's own count leaves skipped steps out.
         "learning_rate": jnp.asarray(learning_rate(state.step - (state.skipped if skips else 0))),
     }
     if skips:

@@ -83,6 +83,27 @@ def test_a_disk_that_is_full_for_a_while_is_told_and_costs_the_checkpoints_of_th
     assert_same(jax.device_get(found.params), jax.device_get(large_state(4).params))
 
 
+def test_a_checkpoint_that_was_about_to_go_is_still_known_when_its_successor_fails(tmp_path, disk):
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1, best="")
+    checkpoints.save(1, large_state(1), {})
+    checkpoints._settle()
+    disk(full=True)
+    checkpoints.save(2, large_state(2), {})
+    wait_until_failed(checkpoints)
+    with pytest.raises(UserError, match=r"the newest there is of step 1: make room"):
+        checkpoints.save(3, large_state(3), {}, last=True)
+    disk(full=False)
+    checkpoints.close()
+
+
+def test_a_device_without_memory_is_no_full_disk(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1, best="")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        checkpoints._why(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    assert checkpoints._why(ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left")) == "write: No space left"
+    checkpoints.close()
+
+
 def test_a_disk_that_stays_full_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, disk, undisturbed):
     def watch():
         while not (tmp_path / "checkpoints/10").is_dir():

@@ -272,9 +272,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _end_with_parent(index: int, count: int) -> None:
+def _end_with_parent(*_: int) -> None:
     """Let a worker process end when the process that started it was killed, and leave Ctrl-C to that process."""
-    del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of them
     parent = os.getppid()
 
