@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _folder = tempfile.TemporaryDirectory(prefix="vit_jax_mixer_tests_")
     os.environ["TFDS_DATA_DIR"] = f"{_folder.name}/tensorflow_datasets"
     # Many tests run the same program; compile it once.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_folder.name}/compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_folder.name}/compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # after the environment is set

@@ -16,6 +16,32 @@ class UserError(ValueError):
     other exception is a defect of ours and keeps its traceback.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Return a text from outside, as a name of a file or class, fit for a terminal, a report or a page.
+
+    What a terminal would obey, or what turns around the text beside it, is shown escaped, as ``\x1b``;
+    bytes of a file's name that are not UTF-8 likewise, as ``\xe9``.
+
+    Args:
+        text: is made a string.
+        keep: characters that stay as they are, as a newline.
+    """
+
+    def shown(character: str) -> str:
+        if character.isprintable() or character in keep:
+            return character
+        code = ord(character)
+        if 0xDC80 <= code <= 0xDCFF:  # a byte, as `os.fsdecode` marks it
+            return f"\\x{code - 0xDC00:02x}"
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    text = str(text)
+    return text if text.isprintable() else "".join(map(shown, text))
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:

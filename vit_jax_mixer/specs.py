@@ -5,13 +5,32 @@ arguments, as in ``adamw(weight_decay=0.1)`` or ``random_shift(2)``. Nothing in 
 """
 
 import ast
+import dataclasses
 import inspect
+import math
 import re
 import types
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from vit_jax_mixer.errors import UserError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """The numbers that a parameter may be, both ends included, as in ``rate: Annotated[float, Within(0, 1)]``."""
+
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        return f"{self.least:,} or more" if self.most == math.inf else f"from {self.least:,} to {self.most:,}"
+
+
+Count = Annotated[int, Within(1, 2**31 - 1)]  # of what there is at least one of
+Size = Annotated[int, Within(1, 1 << 20)]  # of one axis of an array
+Rate = Annotated[float, Within(0, 1)]
 
 
 def lookup(table: Mapping[str, Any], name: str, where: str) -> Any:
@@ -27,20 +46,19 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
     Thus every field of the section reaches someone who reads it, or is an error.
 
     Raises:
-        UserError: a field that the function does not take, that it needs and is missing, or that
-            is not of the type that it is annotated with.
+        UserError: a field that the function does not take, that it needs and is missing, that
+            is not of the type that it is annotated with, or a number that is not `Within` its range.
     """
     parameters = _named_parameters(function, given)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in _signature(function).parameters.values())
     for name in section:
         if name not in parameters and not takes_any:
             raise UserError(f"{where} has no field {name!r}{suggest(name, parameters)}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in section:
             raise UserError(f"{where} lacks the field {name!r}; add it.")
-        if name in section and not _fits(section[name], parameter.annotation):
-            expected = getattr(parameter.annotation, "__name__", parameter.annotation)
-            raise UserError(f"{where}: {name} is {section[name]!r}; it must be of type {expected}.")
+        if name in section and (expected := _misfit(section[name], parameter.annotation)):
+            raise UserError(f"{where}: {name} is {_short(section[name])}; it must be {expected}.")
     return function(**given, **section)
 
 
@@ -78,17 +96,42 @@ def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
     raise UserError(f"{where}: {spec!r} is not of the form name or name(1, key=2) with literal arguments.")
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Say whether a value has the plain type, or one of the plain types, of an annotation."""
+def _misfit(value: Any, annotation: Any) -> str:
+    """Return what a value must be, by the annotation of its parameter; '' if it is, or if that says nothing plain."""
+    within = [part for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Within)]
+    if typing.get_origin(annotation) is Annotated:
+        annotation = annotation.__origin__
     kinds = annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
     if not all(kind in (int, float, str, bool, types.NoneType) for kind in kinds):
-        return True  # checked where it is used
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        return ""  # checked where it is used
+    fits = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
+    if not fits and not (float in kinds and isinstance(value, int)):
+        return f"of type {getattr(annotation, '__name__', annotation)}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not -(2**63) <= value < 2**63:  # a number that is not finite, too
+            return "a finite number of 64 bits"
+        for one in within:
+            if not one.least <= value <= one.most:
+                return str(one)
+    return ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write thousands of digits
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature; under ``from __future__ import annotations`` its types are evaluated."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (NameError, SyntaxError, TypeError):  # as a name that only type checkers import
+        return inspect.signature(function)
 
 
 def _named_parameters(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters that a person may name: neither ``given`` nor ``**kwargs``."""
-    parameters = inspect.signature(function).parameters
+    parameters = _signature(function).parameters
     return {n: p for n, p in parameters.items() if n not in given and p.kind is not p.VAR_KEYWORD}
