@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
 from tests.helpers import assert_close
@@ -95,3 +96,52 @@ def test_metrics_are_means_over_all_examples_of_batches_of_any_size():
 def test_misspelt_fields_are_one_sentence(task, message):
     with pytest.raises(UserError, match=message):
         create(**task)
+
+
+# --- Two lists of classes ---
+
+
+def folders(root, **splits):
+    """Write splits as SPLIT="CLASS CLASS", an image a class that is as grey as the first letter of its name."""
+    for split, names in splits.items():
+        for name in names.split():
+            (root / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), ord(name[0])).save(root / split / name / "1.png")
+    return f"folder:{root}"
+
+
+def of_folders(source, train, eval, **task):
+    config = digits.get_config()
+    with config.unlocked():
+        config.task.update({"name": "classification", **task})
+        config.data.update(dict(source=source, train=train, eval=eval))
+    return tasks.create(Config.of(config))
+
+
+def test_splits_that_number_classes_otherwise_are_matched_by_name(tmp_path):
+    source = folders(tmp_path, fit="apple banana cherry", trial="banana cherry")  # each has numbers of its own
+    task = of_folders(source, "fit", "trial", probe="ridge(1)", probe_examples=10)
+    assert task.about().class_names == ("apple", "banana", "cherry")
+    for data in (task.train_data, *task.eval_data.values()):
+        examples = [data.get(i, np.random.default_rng(0)) for i in range(len(data))]
+        assert {int(e["label"]): chr(e["image"][0, 0, 0]) for e in examples}.items() <= dict(enumerate("abc")).items()
+    assert list(map(len, task.eval_data.values())) == [2, 3]
+
+
+def test_splits_of_numbers_are_matched_by_value(tmp_path):
+    task = of_folders(folders(tmp_path, fit="0 1 10 2", trial="02 10"), "fit", "trial")
+    labels = {int(task.eval_data["trial"].get(i, np.random.default_rng(0))["label"]) for i in range(2)}
+    assert labels == {2, 3}
+
+
+def test_splits_of_other_classes_are_told(tmp_path):
+    source = folders(tmp_path, fit="apple banana", trial="apple pear")
+    with pytest.raises(UserError, match=r"trial: 1 of its 2 classes are none of fit's 2, 'pear'; rename"):
+        of_folders(source, "fit", "trial")
+
+
+def test_classes_that_look_the_same_are_told(tmp_path):
+    folders(tmp_path, train="apple")
+    (tmp_path / "train/apple").rename(tmp_path / "train/apple ")
+    with pytest.raises(UserError, match=r"the classes 'apple' and 'apple ' differ in blanks at the ends alone"):
+        of_folders(folders(tmp_path, train="apple"), "train", "train")

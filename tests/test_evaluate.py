@@ -155,10 +155,12 @@ def test_some_of_the_classes_in_another_order(trained, tmp_path):
     assert set(files) == {path.name for path in tmp_path.iterdir() if path.is_file()}
 
 
-def test_other_names_are_matched_by_number_and_that_is_said(trained, tmp_path):
+def test_other_names_are_matched_by_number_only_where_that_is_asked_for(trained, tmp_path):
     name = write_digits(tmp_path, {k: f"digit {k}" for k in range(10)})
-    found = evaluated(trained, name, "all")
-    assert "matched by number, for no name agrees: the data's are 'digit 0', 'digit 1'" in found.matched
+    with pytest.raises(UserError, match=r"10 of its 10 classes are none of the model's 10, .*--by_number"):
+        evaluated(trained, name, "all")
+    found = evaluated(trained, name, "all", by_number=True)
+    assert found.matched == "classes are matched by number, as --by_number says."
     assert found.matched in report.lines(found)
 
 
@@ -219,14 +221,44 @@ def test_the_same_classes_need_no_word():
     assert (found.tolist(), said) == ([0, 1], "")
 
 
-def test_a_model_without_names_is_matched_by_number():
-    found, said = labels.match(["a", "b"], (), 2, "x")
-    assert (found.tolist(), said) == ([0, 1], "classes are matched by number, for no name agrees: the model has none.")
+THOUSAND = tuple(sorted(map(str, range(1000))))  # as a folder has them: 0, 1, 10, 100, ...
+
+
+def test_numbers_are_matched_by_value():
+    for data in (THOUSAND, [f"{int(name):04}" for name in THOUSAND], [f" {name}.0" for name in THOUSAND]):
+        found, said = labels.match(data, IMAGENET, 1000, "x")
+        assert found.tolist() == [int(name) for name in THOUSAND]
+        assert said == "classes are matched by number, since the data's are numbers."
+    assert labels.match(["10", "2"], (), 11, "x")[0].tolist() == [10, 2]  # a model without names
+    assert labels.match(["2", "10"], ("10", "1", "2"), 3, "x")[0].tolist() == [2, 0]
+    assert labels.match(["02", "٢٠"], THOUSAND, 1000, "x")[0].tolist() == [THOUSAND.index("2"), THOUSAND.index("20")]
+
+
+@pytest.mark.parametrize("data", [THOUSAND[:999], [str(k) for k in range(1, 1001)], [*THOUSAND[:999], "x"]])
+def test_some_numbers_say_nothing_of_named_classes(data):
+    with pytest.raises(UserError, match=r"are none of the model's 1000, .*; rename .*--by_number"):
+        labels.match(data, IMAGENET, 1000, "x")
+
+
+def test_by_number_takes_values_before_places():
+    assert labels.match(["10", "2"], IMAGENET, 1000, "x", by_number=True)[0].tolist() == [10, 2]
+    assert labels.match(["b", "a"], ("a", "b", "c"), 3, "x", by_number=True)[0].tolist() == [0, 1]
+    with pytest.raises(UserError, match="x has 3 classes, the model 2"):
+        labels.match(["a", "b", "c"], (), 2, "x", by_number=True)
+    with pytest.raises(UserError, match="'1' and '01' are both the model's '1'"):
+        labels.match(["1", "01"], (), 2, "x", by_number=True)
+
+
+def test_names_of_another_unicode_form_are_matched_and_told():
+    found, said = labels.match(["cafe\u0301", "tea "], ("tea", "caf\xe9"), 2, "x")
+    assert found.tolist() == [1, 0]
+    assert said.endswith(r"; 2 differ in blanks or Unicode form, as 'cafe\u0301' and 'caf\xe9'.")
 
 
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [
+        (["a", "b"], (), "^d: 2 of its 2 classes are none"),
         (["a", "x"], ("a", "b"), r"^d: 1 of its 2 classes are none of the model's 2, 'x'; rename"),
         (["x"], ("a", "b"), r"^d: 1 of its 1 classes"),
         (list("vwxyz"), (), r"^d: 5 of its 5 .* none of the model's 9, 'v', 'w', 'x', \.\.\.; rename"),

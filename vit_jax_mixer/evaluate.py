@@ -34,6 +34,7 @@ _SPLIT = flags.DEFINE_string("split", "test", "What of it, as test, or train[-50
 _OUT = flags.DEFINE_string("out", "evaluation", "The folder that takes the files; older ones there are replaced.")
 _OPS = flags.DEFINE_string("ops", "", "Image operations in the place of the model's own; see docs/data.md.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "About how many images are run at a time.", lower_bound=1)
+_BY_NUMBER = flags.DEFINE_bool("by_number", False, "Match classes with the model's by number, whatever their names.")
 _BAD = flags.DEFINE_enum("on_bad_example", "stop", ["stop", "skip"], "What to do about an image that cannot be read.")
 _PROBE = flags.DEFINE_string("probe", "", "Probes of the features: ridge(shots), knn(k), logistic; joined by |.")
 _PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "What of the dataset the probes learn from.")
@@ -59,7 +60,13 @@ def main(argv: list[str]) -> None:
     source = open_source(_DATA.value, _SPLIT.value)
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
     found = evaluate(
-        trained, source, _DATA.value, batch_size=_BATCH_SIZE.value, skip_bad=_BAD.value == "skip", on_skipped=_complain
+        trained,
+        source,
+        _DATA.value,
+        batch_size=_BATCH_SIZE.value,
+        by_number=_BY_NUMBER.value,
+        skip_bad=_BAD.value == "skip",
+        on_skipped=_complain,
     )
     given = {"model": _MODEL.value, "data": _DATA.value, "split": _SPLIT.value, "ops": trained.about.eval_ops}
     files = _or_user_error(out, lambda: report.write(out, found, given))

@@ -67,7 +67,7 @@ def predict(
         return rows
 
     files = Files.of("", [(path, place) for place, path in enumerate(paths)])
-    dataset = PassingOver(Source(files, (), files.where), Labelled(inference.fitting(trained), len(paths)))
+    dataset = PassingOver(Source(files, (), files.where), Labelled(inference.fitting(trained), np.arange(len(paths))))
     bad: set[int] = set()
 
     def skip(dataset: Dataset, index: int) -> None:

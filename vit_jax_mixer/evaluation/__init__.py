@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax_mixer.data.pipeline import Dataset, Loader
@@ -49,6 +48,7 @@ def evaluate(
     where: str,
     *,
     batch_size: int,
+    by_number: bool = False,
     skip_bad: bool = False,
     on_skipped: Callable[[str], None] = lambda reason: None,
 ) -> Evaluated:
@@ -59,6 +59,7 @@ def evaluate(
         source: the images.
         where: the name of the data, for messages.
         batch_size: about how many images are run at a time.
+        by_number: the data's classes are the model's by number, whatever their names.
         skip_bad: leave bad images out; or else the first one is an error.
         on_skipped: is told what is wrong with each one that is left out.
 
@@ -72,8 +73,8 @@ def evaluate(
         )
     if not source.class_names:
         raise UserError(f"{where} has no class labels, which an evaluation needs; choose another dataset.")
-    classes, matched = labels.match(source.class_names, trained.about.class_names, num_classes, where)
-    dataset = Dataset(source, Labelled(fitting(trained), len(classes)), skip_bad=skip_bad)
+    classes, matched = labels.match(source.class_names, trained.about.class_names, num_classes, where, by_number)
+    dataset = Dataset(source, Labelled(fitting(trained), classes), skip_bad=skip_bad)
     skipped: dict[int, str] = {}
 
     def skip(dataset: Dataset, index: int) -> None:
@@ -81,7 +82,7 @@ def evaluate(
             skipped[index] = " ".join(dataset.fault(index).splitlines())
             on_skipped(skipped[index])
 
-    batches = Inference(trained, example_scores(trained, classes), batch_size).rows(dataset, Loader(-1, -1, 2), skip)
+    batches = Inference(trained, example_scores(trained), batch_size).rows(dataset, Loader(-1, -1, 2), skip)
     begun = time.perf_counter()
     parts = list(batches)
     seconds = time.perf_counter() - begun
@@ -98,17 +99,12 @@ def evaluate(
     )
 
 
-def example_scores(trained: Trained, classes: np.ndarray) -> Outputs:
-    """Return what gives the arguments of `scores.summary` for a batch, on the device.
-
-    Args:
-        trained: the model.
-        classes: i32[J], the model's class for each label of the data.
-    """
+def example_scores(trained: Trained) -> Outputs:
+    """Return what gives the arguments of `scores.summary` for a batch, on the device."""
 
     def outputs(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         found = trained.outputs(params, batch["image"])
-        logits, labels = found["logits"], jnp.asarray(classes)[batch["label"]]
+        logits, labels = found["logits"], batch["label"]
         targets = jax.nn.one_hot(labels, logits.shape[-1])
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # i32[B, 5]
         return {

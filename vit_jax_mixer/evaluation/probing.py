@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import probes
+from vit_jax_mixer import classes, probes
 from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -31,18 +31,20 @@ def probe(
         trained: the model; it needs no head.
         chosen: the probes.
         train: the images that they learn from; all their features are held in memory.
-        test: the images that they are tried on, of the same classes.
+        test: the images that they are tried on; their classes are those of `train`, by name.
         where: the name of the data, for messages.
         batch_size: about how many images are run at a time.
         skip_bad: leave bad images out; or else the first one is an error.
         on_skipped: is told, once, what is wrong with each one that is left out.
 
     Raises:
-        UserError: the images have no classes, or different ones, or one is bad.
+        UserError: the images have no classes, or those of `test` are not those of `train`, or an image is bad.
     """
-    if not train.class_names or train.class_names != test.class_names:
-        raise UserError(f"{where}: --probe_split and --split have no classes, or different ones; name other splits.")
-    count = len(train.class_names)
+    if not (train.class_names and test.class_names):
+        raise UserError(f"{where} has no class labels, which probes need; choose another dataset.")
+    classes.check_distinct(train.class_names, where)
+    own = np.arange(len(train.class_names), dtype=np.int32)
+    matched = classes.match(test.class_names, train.class_names, f"{where}, --split", "--probe_split's")
     told: set[str] = set()
 
     def skip(dataset: Dataset, index: int) -> None:
@@ -57,9 +59,9 @@ def probe(
 
     inference = Inference(trained, outputs, batch_size)
 
-    def of(source: Source) -> tuple[np.ndarray, np.ndarray]:
-        dataset = Dataset(source, Labelled(fitting(trained), count), skip_bad=skip_bad)
+    def of(source: Source, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dataset = Dataset(source, Labelled(fitting(trained), labels), skip_bad=skip_bad)
         parts = list(inference.rows(dataset, Loader(-1, -1, 2), skip))
         return np.concatenate([part["features"] for part in parts]), np.concatenate([part["labels"] for part in parts])
 
-    return probes.evaluate(chosen, *of(train), *of(test), count)
+    return probes.evaluate(chosen, *of(train, own), *of(test, matched), len(own))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import models, pretrained, probes, specs
+from vit_jax_mixer import classes, models, pretrained, probes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset, field
@@ -66,7 +66,8 @@ class ImageData:
         class_names: those of the training split.
         num_classes: K, how many there are.
         train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented.
-        eval: the same for evaluation.
+        eval: the same for evaluation; its labels are those of the training split, by the names of the classes.
+        plain: examples of training, as those of evaluation are made.
         eval_split: the name of the evaluation split.
         train_ops: what is done to a training image on the host and on the device.
         eval_ops: the same for evaluation.
@@ -92,8 +93,12 @@ class ImageData:
             raise UserError(f"{source} has no class labels, which classification needs; choose another dataset.")
         self.train_ops = images.parse(train_ops, "config.data.train_ops")
         self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
-        self.train = Dataset(train_source, Labelled(self.train_ops, self.num_classes), views, skip_bad)
-        self.eval = Dataset(eval_source, Labelled(self.eval_ops, self.num_classes), skip_bad=skip_bad)
+        classes.check_distinct(self.class_names, source)
+        own = np.arange(self.num_classes, dtype=np.int32)
+        matched = classes.match(eval_source.class_names, self.class_names, f"{source} {eval}", f"{train}'s")
+        self.train = Dataset(train_source, Labelled(self.train_ops, own), views, skip_bad)
+        self.eval = Dataset(eval_source, Labelled(self.eval_ops, matched), skip_bad=skip_bad)
+        self.plain = Dataset(train_source, Labelled(self.eval_ops, own), skip_bad=skip_bad)
         self.eval_split = eval
         self.shape = _shape("train", self.train, self.train_ops, self.num_classes)
         eval_shape = _shape("eval", self.eval, self.eval_ops)
@@ -106,16 +111,21 @@ class ImageData:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """From a source's example to {'image': u8[h, w, c], 'label': i32[]}; worker processes get a copy."""
+    """From a source's example to {'image': u8[h, w, c], 'label': i32[]}; worker processes get a copy.
+
+    Attributes:
+        ops: what is done to the image.
+        classes: i32[J], the class for each label of the source.
+    """
 
     ops: images.HostOp
-    num_classes: int
+    classes: np.ndarray
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         label = int(field(example, "label"))
-        if not 0 <= label < self.num_classes:
-            raise UserError(f"its label is {label}, not from 0 to {self.num_classes - 1}; name a labelled split.")
-        return {"image": self.ops(field(example, "image"), rng), "label": np.int32(label)}
+        if not 0 <= label < len(self.classes):
+            raise UserError(f"its label is {label}, not from 0 to {len(self.classes) - 1}; name a labelled split.")
+        return {"image": self.ops(field(example, "image"), rng), "label": np.int32(self.classes[label])}
 
 
 def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -> tuple[int, ...]:
@@ -165,7 +175,7 @@ class Classification(Task):
     def probe(self, probing: tuple[probes.Probe, ...], examples: int) -> None:
         """Let each evaluation try these probes, which learn from so many training examples, not augmented."""
         self._probes = probing
-        of_training = dataclasses.replace(self.data.eval, source=probes.sample(self.data.train.source, examples))
+        of_training = dataclasses.replace(self.data.plain, source=probes.sample(self.data.train.source, examples))
         self.eval_data = {**self.eval_data, PROBE_DATA: of_training}
 
     def about(self) -> About:
