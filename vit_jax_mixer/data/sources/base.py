@@ -20,11 +20,15 @@ class Source:
         examples: dicts; of images, with 'image' (encoded bytes, or u8[H, W, C]) and 'label'.
         class_names: the name of each label; empty where labels have none.
         where: says, for messages, where example ``i`` comes from.
+        passed_over: files and folders that are no examples, and lie where examples were looked for.
+        notes: sentences that whoever uses the examples should read once.
     """
 
     examples: RandomAccess
     class_names: tuple[str, ...]
     where: Callable[[int], str]
+    passed_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Splits = Mapping[str, Callable[[], Source]]
