@@ -189,7 +189,7 @@ def _run(card: Card, name: str) -> str:
 _HOW = {  # title, what it needs, and code, where FOLDER, `images` and PATHS are the reader's
     "stablehlo": (
         "StableHLO",
-        "It needs JAX alone, {jax} or a version of the half year after it: "
+        "It needs `pip install jax=={jax} flatbuffers`, or a JAX of the half year after that one, and nothing else: "
         "`python run_stablehlo.py images.npy outputs.npz`, or",
         """\
 import sys

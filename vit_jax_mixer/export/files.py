@@ -1,6 +1,7 @@
 """The files of an export: each is written, run on random images, and compared with the model itself."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,12 @@ def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Wr
     return Written(names, f"Opset {onnx_graph.OPSET}, with a free batch size.", difference)
 
 
-def check_onnx() -> None:
-    """Say before the work that the packages for ONNX are missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"ONNX needs the package {error.name}; install both by: pip install -e '.[onnx]'.") from error
+def missing_for_onnx() -> str:
+    """Return a sentence that says which package ONNX lacks here; '' if it has all."""
+    for name in ("onnx", "onnxruntime"):
+        if not importlib.util.find_spec(name):
+            return f"ONNX needs the package {name}; install both by: pip install onnx onnxruntime."
+    return ""
 
 
 def write_safetensors(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Written:

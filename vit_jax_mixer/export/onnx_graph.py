@@ -36,7 +36,7 @@ def convert(function: Function, weights: Flat, image_shape: tuple[int, int, int]
     graph = _Graph()
     order = sorted(weights)  # as JAX flattens a dict
     arguments = [graph.constant(np.asarray(weights[name]), name) for name in order] + ["images"]
-    found = graph.inline(traced.jaxpr.jaxpr, traced.jaxpr.consts, arguments)
+    found = graph.inline(traced.jaxpr, arguments)
     outputs = []
     for name, value, like in zip(sorted(traced.out_info), found, traced.jaxpr.out_avals, strict=True):
         graph.nodes.append(helper.make_node("Identity", [value], [name]))
@@ -105,8 +105,10 @@ class _Graph:
             raise UserError(f"the model reshapes to {tuple(new)}, where ONNX cannot tell two sizes; leave onnx out.")
         return self.op("Reshape", value, self.integers(sizes))
 
-    def inline(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[str]) -> list[str]:
-        """Add the equations of a jaxpr, and return the values of its outputs."""
+    def inline(self, closed: Any, arguments: Sequence[str]) -> list[str]:
+        """Add the equations of a jaxpr, with or without constants, and return the values of its outputs."""
+        # Since JAX 0.11 a jaxpr holds its constants; before, another type held both.
+        jaxpr, consts = closed if hasattr(closed, "invars") else closed.jaxpr, getattr(closed, "consts", ())
         values = dict(zip(jaxpr.invars, arguments, strict=True))
         values |= {var: self.constant(np.asarray(const)) for var, const in zip(jaxpr.constvars, consts, strict=True)}
 
@@ -130,8 +132,7 @@ class _Graph:
             found = _HANDLERS[name](self, eqn, *inputs)
             return found if isinstance(found, list) else [found]
         if name in _CALLS:
-            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            return self.inline(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+            return self.inline(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), inputs)
         raise UserError(f"the model computes {name!r}, which is not written as ONNX here; leave onnx out of --format.")
 
 

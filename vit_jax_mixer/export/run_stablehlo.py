@@ -1,4 +1,4 @@
-"""Run model.stablehlo, with JAX alone: `python run_stablehlo.py images.npy [outputs.npz]`.
+"""Run model.stablehlo, with jax and flatbuffers alone: `python run_stablehlo.py images.npy [outputs.npz]`.
 
 images.npy holds u8[b, h, w, c], prepared as MODEL_CARD.md says; b may be any number. Each image's
 likeliest class is printed, and outputs.npz takes all that the model says. In Python:

@@ -17,7 +17,7 @@ def export(
     reference: str,
     target: str | Path,
     *,
-    formats: Sequence[str] = tuple(files.WRITERS),
+    formats: Sequence[str] | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     fold: bool = False,
     force: bool = False,
@@ -27,7 +27,7 @@ def export(
     Args:
         reference: as for `open_model`.
         target: the folder.
-        formats: keys of `files.WRITERS`.
+        formats: keys of `files.WRITERS`; None for all that the packages here can write.
         platforms: what the StableHLO program runs on, of `files.PLATFORMS`.
         fold: merge the Aff and layer scales of a ResMLP, see `resmlp.fold`.
         force: replace the target if it is an export.
@@ -37,10 +37,16 @@ def export(
     """
     target = Path(target).expanduser().absolute()
     _check_target(target, force)
-    _check_names("--format", formats, tuple(files.WRITERS))
     _check_names("--platforms", platforms, files.PLATFORMS)
-    if "onnx" in formats:
-        files.check_onnx()
+    missing = files.missing_for_onnx()
+    if formats is None:
+        formats = [name for name in files.WRITERS if not (missing and name == "onnx")]
+        said = [f"onnx is left out: {missing}"] if missing else []
+    else:
+        _check_names("--format", formats, tuple(files.WRITERS))
+        said = []
+        if missing and "onnx" in formats:
+            raise UserError(missing)
     trained = _prepared(open_model(reference), reference, fold)
     new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +61,7 @@ def export(
         raise UserError(f"cannot write {target} ({error.strerror or error}); choose another place.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return [_line(target, name, done) for name, done in written.items()]
+    return [*(_line(target, name, done) for name, done in written.items()), *said]
 
 
 def _line(target: Path, name: str, done: files.Written) -> str:
