@@ -362,7 +362,7 @@ def test_a_wrong_choice_is_said(tmp_path, choice, message):
 def test_onnx_says_which_package_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     source = str(DATA / FAMILIES["resmlp"])
-    with pytest.raises(UserError, match="ONNX needs the package onnxruntime; .* pip install onnx onnxruntime"):
+    with pytest.raises(UserError, match=r"ONNX needs the package onnxruntime; .* pip install onnx onnxruntime"):
         export(source, tmp_path / "out", formats=["stablehlo", "onnx"])
     assert not list(tmp_path.iterdir())
     lines = export(source, tmp_path / "out")  # all that can be written

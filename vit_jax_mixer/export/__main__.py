@@ -10,7 +10,7 @@ from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
-_FORMAT = flags.DEFINE_list("format", None, "What to write: stablehlo, onnx, safetensors; all that can be, if not given.")
+_FORMAT = flags.DEFINE_list("format", None, "Of stablehlo, onnx, safetensors; all that can be written, if not given.")
 _PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "What the StableHLO runs on; rocm is known too.")
 _FOLD = flags.DEFINE_bool("fold", False, "Merge the Aff and layer scales of a ResMLP with their neighbours.")
 _FORCE = flags.DEFINE_bool("force", False, "Replace the folder if it is an export.")
