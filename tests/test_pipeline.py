@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 
 from tests.helpers import ROOT, environment
-from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, train_order
+from vit_jax_mixer import specs
+from vit_jax_mixer.data.order import shuffled
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, indices_of, train_order
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 
@@ -54,6 +58,52 @@ def test_each_epoch_is_a_fresh_permutation():
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+@pytest.mark.parametrize("count", [1000, 1437, 60_000, 70_000])
+def test_the_order_of_many_is_grains(count):
+    expected = grain.MapDataset.source(range(count)).seed(5).shuffle().repeat()
+    found = indices_of(dataset(count), seed=5, batch_size=50, step=10**6)
+    assert found == [expected[position] for position in range(50 * 10**6, 50 * 10**6 + 50)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100, 999])
+def test_few_are_shuffled_without_a_walk_through_65536_numbers(count):
+    epochs = [indices_of(dataset(count), seed=5, batch_size=count, step=epoch) for epoch in (0, 1, 2, 10**9)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert count < 7 or len(set(map(tuple, epochs))) == 4
+    assert count < 7 or epochs[0] != indices_of(dataset(count), seed=6, batch_size=count, step=0)
+    nodes = [shuffled(count, 5)]
+    while nodes:
+        node = nodes.pop()
+        assert type(node).__name__ != "ShuffleMapDataset"
+        nodes.extend(node.parents)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("count", [1, 5])
+def test_padding_of_an_evaluation_reads_no_example_again(count, skip_bad):
+    read = []
+
+    class Counting(Numbers):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    data = Dataset(Source(Counting(count), (), str), transform, skip_bad=skip_bad)
+    for process in range(4):  # the later ones have nothing but padding, all of the last example
+        (batch,) = loader(threads=0, share=Share(process, 4)).eval_batches(data, batch_size=512)
+        assert batch["id"].shape == (128,)
+        assert batch[IS_EXAMPLE].sum() == (0 if process else count)
+        assert set(batch["id"][count:]) <= {count - 1}
+    assert len(read) == count + 3
+
+
+def test_a_split_without_examples_is_one_sentence():
+    with pytest.raises(UserError, match="the training split has no example"):
+        next(loader().train_batches(dataset(0), seed=0, batch_size=2, start=0))
+    with pytest.raises(UserError, match="the evaluation split has no example"):
+        next(loader().eval_batches(dataset(0), batch_size=2))
 
 
 def test_the_order_is_the_seeds():
@@ -188,7 +238,7 @@ def test_data_that_is_all_bad_ends_in_one_sentence():
         raise UserError("it is broken")
 
     data = dataclasses.replace(dataset(skip_bad=True), transform=broken)
-    with pytest.raises(UserError, match=r"number \d: it is broken So are 99 others"):
+    with pytest.raises(UserError, match=r"number \d: it is broken So are 9 others"):
         next(loader(threads=0).train_batches(data, seed=0, batch_size=2, start=0))
 
 
@@ -261,9 +311,15 @@ def test_few_cores_have_threads_and_many_have_processes(monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert Loader(-1, -1, 1).crew() == crew
         assert Loader(3, 2, 1).crew() == (3, 2)
-    for arguments in ((-2, 1, 1), (0, -2, 1), (0, 1, -1)):
-        with pytest.raises(UserError, match=r"config.loader.\w+ is -"):
-            Loader(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("workers", (-2, 2000)), ("threads", (-2, 100_000)), ("prefetch", (-1, 10**9, 10**30))]
+)
+def test_a_loader_beyond_any_machine_is_refused(field, values):
+    for value in values:
+        with pytest.raises(UserError, match=f"config.loader: {field} is .*; it must be "):
+            specs.call(Loader, {"workers": 0, "threads": 1, "prefetch": 1, field: value}, "config.loader")
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (2, 1)])
@@ -272,6 +328,42 @@ def test_a_bad_example_is_named(workers, threads):
     with pytest.raises(UserError) as error:
         list(itertools.islice(loader(workers, threads).train_batches(data, seed=0, batch_size=5, start=0), 2))
     assert str(error.value) in ("number 6: it is broken", "number 3: it is broken")
+
+
+class Awkward(Exception):  # noqa: N818 # it cannot be unpickled: its arguments are not what it is made of
+    def __init__(self, left, right):
+        super().__init__(f"{left} and {right} differ")
+
+
+def defective(example, rng):
+    if example["id"] == 3:
+        return example.shape
+    if example["id"] == 6:
+        raise Awkward(1, 2)
+    return transform(example, rng)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("bad", [3, 6])
+def test_a_defect_in_an_operation_keeps_its_traceback_and_ends_the_reading(workers, threads, bad):
+    source = Source([{"id": bad}], (), lambda i: "picture \x1b[2J")
+    data = Dataset(source, defective, skip_bad=True)
+    kind = AttributeError if bad == 3 else RuntimeError if workers else Awkward
+    with pytest.raises(kind) as error:
+        next(loader(workers, threads).train_batches(data, seed=0, batch_size=5, start=0))
+    text = "".join(traceback.format_exception(error.value))
+    assert "defective" in text
+    assert ("has no attribute 'shape'" if bad == 3 else "1 and 2 differ") in text
+    assert r"This happened in the example picture \x1b[2J." in text
+    assert not multiprocessing.active_children()
+
+
+def test_names_that_a_terminal_would_obey_are_named_once_and_escaped():
+    source = Source(Numbers(10), (), lambda i: f"a\x1b]0;b\udce9{i}")
+    data = Dataset(source, bad_transform, skip_bad=True)
+    for sentence in (data.fault(3), data.fault(4)):
+        assert sentence.count(r"a\x1b]0;b\xe9") == 1
+        assert sentence.isprintable()
 
 
 def test_examples_of_different_sizes_are_one_sentence():

@@ -21,8 +21,8 @@ _CHECK = flags.DEFINE_bool("check", False, "Read and decode everything: count la
 _BUILD = flags.DEFINE_bool("build", False, "Prepare a TFDS dataset first, in a process of its own.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Say where the time of the pipeline goes.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.")
-_THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.")
+_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.", -1, 1024)
+_THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.", -1, 1024)
 
 
 def main(argv: list[str]) -> None:

@@ -7,20 +7,25 @@ augmentation draws from the seed and its position in the sequence. Process ``p``
 """
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
 
+from vit_jax_mixer.data.order import Blocks, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
+from vit_jax_mixer.specs import Within
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
@@ -57,13 +62,15 @@ class Dataset:
         """
         if not self.skip_bad:
             return self._get(index, rng)
-        first = index
+        first, bad = index, set[int]()
         for _ in range(_TRIES):
             try:
-                return {**self._get(index, rng), SKIPPED: np.int64(-1 if index == first else first)}
+                if index not in bad:
+                    return {**self._get(index, rng), SKIPPED: np.int64(-1 if index == first else first)}
             except UserError:
-                index = (index + 1 + int(rng.integers(len(self)))) % len(self)
-        raise UserError(f"{self.fault(first)} So are {_TRIES - 1} others, drawn at random; mend the data.")
+                bad.add(index)
+            index = (index + 1 + int(rng.integers(len(self)))) % len(self)
+        raise UserError(f"{self.fault(first)} So are {len(bad) - 1} others, drawn at random; mend the data.")
 
     def fault(self, index: int) -> str:
         """Return the sentence that says what is wrong with a bad example."""
@@ -71,18 +78,32 @@ class Dataset:
             self._get(index, np.random.default_rng(0))
         except UserError as error:
             return str(error)
-        return f"{self.source.where(index)}: it failed with one draw of the augmentation, not with another."
+        where = printable(self.source.where(index))
+        return f"{where}: it failed with one draw of the augmentation, not with another."
 
     def _get(self, index: int, rng: np.random.Generator) -> Example:
         try:
             return self.transform(self.source.examples[index], rng)
         except UserError as error:
             raise placed(error, self.source, index) from error
+        except Exception as error:  # a defect, of an operation or a source
+            error.add_note(f"This happened in the example {printable(self.source.where(index))}.")
+            if multiprocessing.parent_process() is not None and not _survives_pickling(error):
+                # It could not reach the process that trains, which would wait for ever.
+                raise RuntimeError("".join(traceback.format_exception(error))) from None
+            raise
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever a class of errors does with its arguments
+        return False
 
 
 def placed(error: UserError, source: Source, index: int) -> UserError:
     """Return the error with the example's place in front, unless it names that itself."""
-    where = source.where(index)
+    where = printable(source.where(index))
     return error if where in str(error) else UserError(f"{where}: {error}")
 
 
@@ -100,18 +121,6 @@ def _ignore(dataset: Dataset, index: int) -> None:
     pass
 
 
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """Which part of each batch this process reads: ``index`` of ``count``."""
-
-    index: int
-    count: int
-
-    @classmethod
-    def of_this_process(cls) -> "Share":
-        return cls(jax.process_index(), jax.process_count())
-
-
 def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -> grain.MapDataset[Batch]:
     """Return the infinite sequence of batches: item ``s`` is this process's share of step ``s``.
 
@@ -122,7 +131,7 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
         share: this process's part.
     """
     # Grain's own end, 2^63 - 1, would round up beyond what a length may be.
-    return _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share)
+    return _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share, stack)
 
 
 def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
@@ -132,49 +141,16 @@ def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> li
 
 
 def _order(dataset: Dataset, seed: int) -> grain.MapDataset[int]:
-    order = grain.MapDataset.source(range(len(dataset))).seed(seed).shuffle().repeat()
-    return _Views(order, dataset.views) if dataset.views > 1 else order
+    if not len(dataset):
+        raise UserError("the training split has no example; name another.")
+    order = shuffled(len(dataset), seed)
+    return Views(order, dataset.views) if dataset.views > 1 else order
 
 
-def _batches(examples: grain.MapDataset[Example], batch_size: int, share: Share) -> grain.MapDataset[Batch]:
-    return _Blocks(examples, batch_size, share).batch(batch_size // share.count, batch_fn=stack)
-
-
-class _Blocks(grain.MapDataset[Example]):
-    """A process's block of each batch.
-
-    Blocks side by side are the batch in its order. So row i has the same mixup partner and the same
-    dropout for any number of processes.
-    """
-
-    def __init__(self, parent: grain.MapDataset[Example], batch_size: int, share: Share) -> None:
-        super().__init__(parent)
-        self._batch_size = batch_size
-        self._rows = batch_size // share.count
-        self._first = share.index * self._rows
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        batch, row = divmod(index, self._rows)
-        return self._parent[batch * self._batch_size + self._first + row]
-
-
-class _Views(grain.MapDataset[int]):
-    """Each element of an infinite dataset several times; `FlatMapMapDataset` would allow no batches."""
-
-    def __init__(self, parent: grain.MapDataset[int], count: int) -> None:
-        super().__init__(parent)
-        self._count = count
-
-    def __len__(self) -> int:
-        return len(self._parent)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.slice(index) if isinstance(index, slice) else self._parent[index // self._count]
+def _batches(
+    examples: grain.MapDataset[Example], batch_size: int, share: Share, batch_fn: Callable[[Sequence[Example]], Batch]
+) -> grain.MapDataset[Batch]:
+    return Blocks(examples, batch_size, share).batch(batch_size // share.count, batch_fn=batch_fn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +171,10 @@ class Loader:
         share: which part of each batch; that of this process if not given.
     """
 
-    workers: int
-    threads: int
-    prefetch: int
+    workers: Annotated[int, Within(-1, 1024)]
+    threads: Annotated[int, Within(-1, 1024)]
+    prefetch: Annotated[int, Within(0, 4096)]
     share: Share = dataclasses.field(default_factory=Share.of_this_process)
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", -1), ("threads", -1), ("prefetch", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"config.loader.{name} is {getattr(self, name)}; it must be {least} or more.")
 
     def train_batches(
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
@@ -220,14 +191,19 @@ class Loader:
         The last batch is padded; so is a bad example's place, where such are skipped.
         """
         count = -(-len(dataset) // batch_size) * batch_size
+        if not count:
+            raise UserError("the evaluation split has no example; name another.")
+        rows = batch_size // self.share.count
 
         def get(position: int, rng: np.random.Generator) -> Example:
+            if position >= len(dataset) and position % rows:
+                return {}  # padding, which `_padded` makes of the row before
             example = dataset.get(min(position, len(dataset) - 1), rng)
             return {**example, IS_EXAMPLE: np.bool_(position < len(dataset) and example.get(SKIPPED, -1) < 0)}
 
         examples = grain.MapDataset.source(range(count)).seed(0).random_map(get)
         workers, threads = self.crew()
-        batches = _batches(examples, batch_size, self.share)
+        batches = _batches(examples, batch_size, self.share, _padded)
         return self._read(batches, dataset, on_skipped, 0, threads * max(workers, 1))
 
     def crew(self) -> tuple[int, int]:
@@ -283,6 +259,15 @@ def _end_with_parent(*_: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _padded(examples: Sequence[Example]) -> Batch:
+    """Stack examples; each empty one becomes the one before it, and is none."""
+    rows = list(examples)
+    for i, row in enumerate(rows):
+        if not row:
+            rows[i] = {**rows[i - 1], IS_EXAMPLE: np.bool_(False)}
+    return stack(rows)
 
 
 def stack(examples: Sequence[Example]) -> Batch:

@@ -1,0 +1,92 @@
+"""The order of examples: a permutation of them each epoch, in blocks that processes share."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of each batch this process reads: ``index`` of ``count``."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def of_this_process(cls) -> "Share":
+        return cls(jax.process_index(), jax.process_count())
+
+
+_FEW = 1000  # below so many examples, Grain's shuffle takes up to 300 times as long to name the next one
+
+
+def shuffled(count: int, seed: int) -> grain.MapDataset[int]:
+    """Return 0 .. count - 1 in another order each epoch, without end."""
+    order = grain.MapDataset.source(range(count)).seed(seed)
+    return (_ShuffledFew(order) if count < _FEW else order.shuffle()).repeat()
+
+
+class _ShuffledFew(grain.MapDataset[int]):
+    """A few numbers, in another order each epoch.
+
+    Grain's shuffle walks through a permutation of at least 2^16 numbers, until one is small enough.
+    """
+
+    def __init__(self, parent: grain.MapDataset[int]) -> None:
+        super().__init__(parent)
+        self._seed = int(self._default_seed or 0)
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, len(self))
+        return self._parent[epoch * len(self) + int(_permutation(self._seed, epoch, len(self))[place])]
+
+
+@functools.lru_cache(maxsize=256)  # threads are in a few epochs at once
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class Blocks(grain.MapDataset[Any]):
+    """A process's block of each batch.
+
+    Blocks side by side are the batch in its order. So row i has the same mixup partner and the same
+    dropout for any number of processes.
+    """
+
+    def __init__(self, parent: grain.MapDataset[Any], batch_size: int, share: Share) -> None:
+        super().__init__(parent)
+        self._batch_size = batch_size
+        self._rows = batch_size // share.count
+        self._first = share.index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+
+class Views(grain.MapDataset[int]):
+    """Each element of an infinite dataset several times; `FlatMapMapDataset` would allow no batches."""
+
+    def __init__(self, parent: grain.MapDataset[int], count: int) -> None:
+        super().__init__(parent)
+        self._count = count
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._parent[index // self._count]
