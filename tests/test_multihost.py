@@ -121,6 +121,14 @@ def test_the_others_are_not_waited_for_forever(index):
     assert len(result.stderr.splitlines()) == 1
 
 
+STEP = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "a",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -136,16 +144,17 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
         ),
         ({ADDRESS: "host:1", COUNT: "2", INDEX: "1"}, False, None),
         # Two tasks on one node have a device each; one task a node has all of its devices.
-        ({"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}, None, {}),
-        (
-            {"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"},
-            None,
-            {"local_device_ids": []},
-        ),
-        ({"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, None, None),
+        (STEP, None, {}),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "2"}, None, {"local_device_ids": []}),
+        ({**STEP, "SLURM_NTASKS": "1"}, None, None),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, None, None),  # the shell of a job, whose tasks nobody has started
+        ({**STEP, "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, None, {"num_processes": 2}),
         ({"SLURM_NTASKS": "8"}, None, None),  # in the batch script itself, outside of srun
         ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, None, {}),
         ({"TPU_WORKER_HOSTNAMES": "t-0"}, None, None),
+        ({"WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1"}, None, None),
+        ({"WORLD_SIZE": "4"}, False, None),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True, {}),  # JAX may find the others
     ],
 )
 def test_the_environment_says_who_the_others_are(environ, wanted, expected):
@@ -155,7 +164,15 @@ def test_the_environment_says_who_the_others_are(environ, wanted, expected):
 @pytest.mark.parametrize(
     ("environ", "parts"),
     [
-        ({COUNT: "2"}, [f"{COUNT} set, but not {ADDRESS} and {INDEX}", "set all three"]),
+        ({COUNT: "2"}, [f"{COUNT} set, but not {ADDRESS} and {INDEX}", "set all three", "--nodistributed"]),
+        (
+            {**STEP, "SLURM_PROCID": ""},
+            ["SLURM has started several tasks, but SLURM_PROCID not set", "--nodistributed"],
+        ),
+        ({**STEP, "SLURM_NTASKS": "two"}, ["SLURM_NTASKS is 'two', not a number", "--nodistributed"]),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE is 4", "mpirun", "--distributed", "--nodistributed"]),
+        ({"PMI_SIZE": "2"}, ["PMI_SIZE is 2", "--nodistributed"]),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, ["WORLD_SIZE is 8", "torchrun", "--nodistributed"]),
         ({ADDRESS: "host:1", COUNT: "2"}, [f"but not {INDEX};"]),
         ({ADDRESS: "host", COUNT: "2", INDEX: "0"}, [f"{ADDRESS} is 'host'; it must be HOST:PORT"]),
         ({ADDRESS: "host:99999", COUNT: "2", INDEX: "0"}, ["it must be HOST:PORT"]),

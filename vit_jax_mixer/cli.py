@@ -1,46 +1,115 @@
 """What every command shares: how it starts and how it ends."""
 
+import faulthandler
 import io
 import logging as std_logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
+
+T = TypeVar("T")
 
 
 def run(
-    main: Callable[[list[str]], None],
-    parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
+    main: Callable[[Any], None],
+    values: flags.FlagValues = flags.FLAGS,
+    parse: Callable[[Sequence[str]], Any] | None = None,
     interrupted: str = "interrupted.",
+    more_help: Callable[[Sequence[str]], str] = lambda argv: "",
 ) -> None:
     """Run a command; an error that the user can mend ends it with one sentence and exit code 1.
 
     Args:
-        main: gets what is left of the command line.
-        parse_flags: takes the flags from the command line.
+        main: gets what is left of the command line, or what ``parse`` makes of it.
+        values: the command's own flags, so that several commands can be imported into one process.
+        parse: takes the flags from the command line; `parse_flags` if not given.
         interrupted: is printed when Ctrl-C ends it.
+        more_help: is printed after the flags, for a command line that asks for help.
     """
+    faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    logging.set_verbosity(logging.FATAL)  # the libraries' chatter; what a user must know comes as an exception
-    # After a save that failed, Orbax's threads talk to each other about it, in hundreds of tracebacks.
-    std_logging.getLogger("concurrent.futures").setLevel(std_logging.CRITICAL)
     shown = sys.unraisablehook
     sys.unraisablehook = lambda found: "Event loop is closed" in str(found.exc_value) or shown(found)
+    try:
+        if any(re.fullmatch("--?help(short|full)?|-h|-[?]", word) for word in sys.argv[1:]):
+            print(_help(values), more_help(sys.argv), sep="\n")
+        else:
+            _quiet()
+            main(parse(sys.argv) if parse else parse_flags(sys.argv, values))
+    except (UserError, flags.Error) as error:
+        sys.exit("error: " + printable(error, keep="\n"))
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+    except BrokenPipeError:  # the reader has had enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has a place
+        sys.exit(1)
+    except (RuntimeError, AssertionError) as error:
+        if sentence := _no_accelerator(error):
+            sys.exit(f"error: {sentence}")
+        raise
 
-    def guarded(function, argv):
-        try:
-            return function(argv)
-        except (UserError, flags.Error) as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            sys.exit(interrupted)
-        except BrokenPipeError:  # the reader has had enough, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has a place
-            sys.exit(1)
 
-    app.run(lambda argv: guarded(main, argv), flags_parser=lambda argv: guarded(parse_flags, argv))
+def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Take a command's own flags, and those of the libraries, from a command line; return what is left."""
+    both = flags.FlagValues()
+    both.append_flag_values(values)
+    if values is not flags.FLAGS:
+        both.append_flag_values(flags.FLAGS)
+    left = both(argv)
+    for each in (values, flags.FLAGS):
+        each.mark_as_parsed()
+    if logging.get_verbosity() > logging.FATAL:
+        std_logging.getLogger("concurrent.futures").setLevel(std_logging.NOTSET)
+    return left
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter away, until a flag as --verbosity=0 asks for it.
+
+    What a user must know comes as an exception.
+    """
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.FATAL)
+    # After a save that failed, Orbax's threads talk to each other about it, in hundreds of tracebacks.
+    std_logging.getLogger("concurrent.futures").setLevel(std_logging.CRITICAL)
+
+
+def _help(values: flags.FlagValues) -> str:
+    """Return what the command's own text says, and its flags with what they are if not given."""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    own = [values[name] for name in sorted(values) if name not in ("flagfile", "undefok")]  # which absl adds to all
+    shown = lambda flag: f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={flag.default or ''}"
+    rows = {shown(flag): flag.help for flag in own}
+    width = max(map(len, rows), default=0)
+    return "\n".join(
+        [
+            about,
+            "",
+            *(f"  {left:{width}}  {right}" for left, right in rows.items()),
+            "",
+            "Libraries log with --verbosity=0.",
+        ]
+    )
+
+
+def _no_accelerator(error: BaseException) -> str:
+    """Return what to say of an accelerator that is asked for and not there; '' for another error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames[-1].filename.endswith("xla_bridge.py"):  # where JAX looks for devices
+        return ""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    said = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()) or "it finds none"
+    return (
+        f"JAX cannot use {f'JAX_PLATFORMS={asked}' if asked else 'the devices of this machine'} here ({said}); "
+        "`env -u JAX_PLATFORMS python -c 'import jax; print(jax.devices())'` shows what it sees: set JAX_PLATFORMS to "
+        "cpu, cuda, rocm or tpu, of what is there, unset it, or install the JAX that knows the accelerator."
+    )

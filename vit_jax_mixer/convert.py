@@ -11,10 +11,15 @@ from absl import flags
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
+_FLAGS = flags.FlagValues()
 _TO = flags.DEFINE_enum(
-    "to", None, ["timm", "official"], "Names in DST; timm's in .safetensors and the official ones elsewhere by default."
+    "to",
+    None,
+    ["timm", "official"],
+    "Names in DST; timm's in .safetensors and the official ones elsewhere by default.",
+    flag_values=_FLAGS,
 )
-_FORCE = flags.DEFINE_bool("force", False, "Replace DST if it exists.")
+_FORCE = flags.DEFINE_bool("force", False, "Replace DST if it exists.", flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -53,4 +58,4 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, *, fo
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -20,6 +20,13 @@ from jax.experimental import multihost_utils
 from vit_jax_mixer.errors import UserError
 
 _PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What other launchers, which JAX may not know, call the number of processes.
+_OTHERS = {
+    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH's mpirun",
+    "WORLD_SIZE": "torchrun, or another launcher for PyTorch,",
+}
 _PEER = "(?i)gloo|nccl|peer|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"  # in what JAX says of others
 
 
@@ -62,18 +69,52 @@ def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[st
     several hosts. JAX itself reads the latter two.
 
     Raises:
-        UserError: some of the three variables are missing, or make no sense.
+        UserError: some variables are missing or make no sense, or another launcher has started several.
     """
     if wanted is False:
         return None
     if any(environ.get(name) for name in _PLAIN):
         return _plain(environ)
-    tasks = int(environ.get("SLURM_NTASKS") or 1)
-    if "SLURM_STEP_NODELIST" in environ and tasks > 1:
+    if "SLURM_STEP_NODELIST" in environ and (tasks := _slurm_tasks(environ)) > 1:
+        _check_slurm(environ)
+        found: dict[str, Any] = {} if environ["SLURM_NTASKS"] == str(tasks) else {"num_processes": tasks}
         # JAX would give each task one device, also where it has the whole node; [] means all.
-        return {"local_device_ids": []} if environ.get("SLURM_STEP_NUM_NODES") == str(tasks) else {}
+        return found | ({"local_device_ids": []} if environ.get("SLURM_STEP_NUM_NODES") == str(tasks) else {})
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
-    return {} if wanted or "," in hosts else None
+    if "," in hosts:
+        return {}
+    for name, launcher in _OTHERS.items():
+        if wanted is None and environ.get(name, "").isdecimal() and int(environ[name]) > 1:
+            raise UserError(
+                f"{name} is {environ[name]}, since {launcher} has started several processes, which would train side "
+                f"by side in one workdir; set {', '.join(_PLAIN)} in each for one run of all, or pass --distributed "
+                "to let JAX find them, or --nodistributed to run alone."
+            )
+    return {} if wanted else None
+
+
+def _slurm_tasks(environ: Mapping[str, str]) -> int:
+    """Return how many tasks this step has; the job of an interactive one may have been given more."""
+    name = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    return _number(environ, name) if environ.get(name) else 1
+
+
+def _check_slurm(environ: Mapping[str, str]) -> None:
+    """Raise a `UserError` unless the variables that JAX will read are all there, and numbers."""
+    names = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if missing := [name for name in names if not environ.get(name)]:
+        raise UserError(
+            f"SLURM has started several tasks, but {' and '.join(missing)} not set, as where a container passes on "
+            "only some variables; pass on all, or run alone with --nodistributed."
+        )
+    for name in names:
+        _number(environ, name)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdecimal():
+        raise UserError(f"{name} is {environ[name]!r}, not a number; set it right, or run alone with --nodistributed.")
+    return int(environ[name])
 
 
 def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -82,7 +123,7 @@ def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
         given = [name for name in _PLAIN if name not in missing]
         raise UserError(
             f"{' and '.join(given)} set, but not {' and '.join(missing)}; set all three for a run of several "
-            "processes, or none."
+            "processes, or none, or run alone with --nodistributed."
         )
     address, count, index = (environ[name] for name in _PLAIN)
     port = address.rpartition(":")[2]
@@ -109,7 +150,10 @@ def _join(found: Mapping[str, Any], seconds: int = 300) -> None:
     timer = threading.Timer(
         seconds,
         _end,
-        [f"error: waited {seconds} s for the other processes of the run at {address}; see that all are started."],
+        [
+            f"error: waited {seconds} s for the other processes of the run at {address}; see that all are started, "
+            "or run alone with --nodistributed."
+        ],
     )
     timer.daemon = True
     timer.start()

@@ -28,16 +28,35 @@ from vit_jax_mixer.errors import UserError
 
 T = TypeVar("T")
 
-_MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
-_DATA = flags.DEFINE_string("data", None, "A dataset, as tfds:sklearn_digits or folder:photos; see docs/data.md.")
-_SPLIT = flags.DEFINE_string("split", "test", "What of it, as test, or train[-500:].")
-_OUT = flags.DEFINE_string("out", "evaluation", "The folder that takes the files; older ones there are replaced.")
-_OPS = flags.DEFINE_string("ops", "", "Image operations in the place of the model's own; see docs/data.md.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "About how many images are run at a time.", lower_bound=1)
-_BY_NUMBER = flags.DEFINE_bool("by_number", False, "Match classes with the model's by number, whatever their names.")
-_BAD = flags.DEFINE_enum("on_bad_example", "stop", ["stop", "skip"], "What to do about an image that cannot be read.")
-_PROBE = flags.DEFINE_string("probe", "", "Probes of the features: ridge(shots), knn(k), logistic; joined by |.")
-_PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "What of the dataset the probes learn from.")
+_FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.", flag_values=_FLAGS
+)
+_DATA = flags.DEFINE_string(
+    "data", None, "A dataset, as tfds:sklearn_digits or folder:photos; see docs/data.md.", flag_values=_FLAGS
+)
+_SPLIT = flags.DEFINE_string("split", "test", "What of it, as test, or train[-500:].", flag_values=_FLAGS)
+_OUT = flags.DEFINE_string(
+    "out", "evaluation", "The folder that takes the files; older ones there are replaced.", flag_values=_FLAGS
+)
+_OPS = flags.DEFINE_string(
+    "ops", "", "Image operations in the place of the model's own; see docs/data.md.", flag_values=_FLAGS
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 128, "About how many images are run at a time.", lower_bound=1, flag_values=_FLAGS
+)
+_BY_NUMBER = flags.DEFINE_bool(
+    "by_number", False, "Match classes with the model's by number, whatever their names.", flag_values=_FLAGS
+)
+_BAD = flags.DEFINE_enum(
+    "on_bad_example", "stop", ["stop", "skip"], "What to do about an image that cannot be read.", flag_values=_FLAGS
+)
+_PROBE = flags.DEFINE_string(
+    "probe", "", "Probes of the features: ridge(shots), knn(k), logistic; joined by |.", flag_values=_FLAGS
+)
+_PROBE_SPLIT = flags.DEFINE_string(
+    "probe_split", "train", "What of the dataset the probes learn from.", flag_values=_FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
@@ -108,4 +127,4 @@ def _complain(reason: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

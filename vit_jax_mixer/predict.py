@@ -17,12 +17,21 @@ from absl import flags
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
-_MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
-_OPS = flags.DEFINE_string("ops", "", "Image operations in the place of the model's own; see docs/data.md.")
-_TOP = flags.DEFINE_integer("top", 5, "How many classes are told of each image.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "Print a JSON object a line.")
-_FEATURES = flags.DEFINE_string("features", "", "An .npz file to write, with `features` f32[n, C] and `files`.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "About how many images are run at a time.", lower_bound=1)
+_FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.", flag_values=_FLAGS
+)
+_OPS = flags.DEFINE_string(
+    "ops", "", "Image operations in the place of the model's own; see docs/data.md.", flag_values=_FLAGS
+)
+_TOP = flags.DEFINE_integer("top", 5, "How many classes are told of each image.", lower_bound=1, flag_values=_FLAGS)
+_JSON = flags.DEFINE_bool("json", False, "Print a JSON object a line.", flag_values=_FLAGS)
+_FEATURES = flags.DEFINE_string(
+    "features", "", "An .npz file to write, with `features` f32[n, C] and `files`.", flag_values=_FLAGS
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "About how many images are run at a time.", lower_bound=1, flag_values=_FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
@@ -67,4 +76,4 @@ def _complain(reason: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from vit_jax_mixer.errors import UserError, suggest
@@ -49,7 +49,7 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
         UserError: a field that the function does not take, that it needs and is missing, that
             is not of the type that it is annotated with, or a number that is not `Within` its range.
     """
-    parameters = _named_parameters(function, given)
+    parameters = parameters_of(function, given)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in _signature(function).parameters.values())
     for name in section:
         if name not in parameters and not takes_any:
@@ -57,7 +57,7 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in section:
             raise UserError(f"{where} lacks the field {name!r}; add it.")
-        if name in section and (expected := _misfit(section[name], parameter.annotation)):
+        if name in section and (expected := misfit(section[name], parameter.annotation)):
             raise UserError(f"{where}: {name} is {_short(section[name])}; it must be {expected}.")
     return function(**given, **section)
 
@@ -66,7 +66,7 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **give
     """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``."""
     name, args, kwargs = parse(spec, where)
     function = lookup(table, name, where)
-    names = list(_named_parameters(function, given))
+    names = list(parameters_of(function, given))
     if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
         raise UserError(f"{where}: {spec!r} has too many arguments; {name} takes {', '.join(names) or 'none'}.")
     try:
@@ -96,7 +96,7 @@ def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
     raise UserError(f"{where}: {spec!r} is not of the form name or name(1, key=2) with literal arguments.")
 
 
-def _misfit(value: Any, annotation: Any) -> str:
+def misfit(value: Any, annotation: Any) -> str:
     """Return what a value must be, by the annotation of its parameter; '' if it is, or if that says nothing plain."""
     within = [part for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Within)]
     if typing.get_origin(annotation) is Annotated:
@@ -131,7 +131,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
 
 
-def _named_parameters(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any], given: Collection[str]) -> dict[str, inspect.Parameter]:
     """Return the parameters that a person may name: neither ``given`` nor ``**kwargs``."""
     parameters = _signature(function).parameters
     return {n: p for n, p in parameters.items() if n not in given and p.kind is not p.VAR_KEYWORD}

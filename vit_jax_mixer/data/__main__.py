@@ -11,18 +11,28 @@ from absl import flags
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
-_SPLIT = flags.DEFINE_string("split", None, "What to look at, as train[:10%]; the first split if not given.")
-_OPS = flags.DEFINE_string(
-    "ops", "decode_crop(224)|flip_lr", "Image operations, for the contact sheet and the profile; see docs/data.md."
+_FLAGS = flags.FlagValues()
+_SPLIT = flags.DEFINE_string(
+    "split", None, "What to look at, as train[:10%]; the first split if not given.", flag_values=_FLAGS
 )
-_SHEET = flags.DEFINE_string("sheet", "contact_sheet.png", "Where the contact sheet is written; '' for none.")
-_SAMPLES = flags.DEFINE_integer("samples", 200, "How many examples are looked at.", lower_bound=1)
-_CHECK = flags.DEFINE_bool("check", False, "Read and decode everything: count labels, name what is bad.")
-_BUILD = flags.DEFINE_bool("build", False, "Prepare a TFDS dataset first, in a process of its own.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Say where the time of the pipeline goes.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.", -1, 1024)
-_THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.", -1, 1024)
+_OPS = flags.DEFINE_string(
+    "ops",
+    "decode_crop(224)|flip_lr",
+    "Image operations, for the contact sheet and the profile; see docs/data.md.",
+    flag_values=_FLAGS,
+)
+_SHEET = flags.DEFINE_string(
+    "sheet", "contact_sheet.png", "Where the contact sheet is written; '' for none.", flag_values=_FLAGS
+)
+_SAMPLES = flags.DEFINE_integer("samples", 200, "How many examples are looked at.", lower_bound=1, flag_values=_FLAGS)
+_CHECK = flags.DEFINE_bool(
+    "check", False, "Read and decode everything: count labels, name what is bad.", flag_values=_FLAGS
+)
+_BUILD = flags.DEFINE_bool("build", False, "Prepare a TFDS dataset first, in a process of its own.", flag_values=_FLAGS)
+_PROFILE = flags.DEFINE_bool("profile", False, "Say where the time of the pipeline goes.", flag_values=_FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_bound=1, flag_values=_FLAGS)
+_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.", -1, 1024, flag_values=_FLAGS)
+_THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.", -1, 1024, flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -85,4 +95,4 @@ def _check(source) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -9,11 +9,20 @@ from absl import flags
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
-_MODEL = flags.DEFINE_string("model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.")
-_FORMAT = flags.DEFINE_list("format", None, "Of stablehlo, onnx, safetensors; all that can be written, if not given.")
-_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "What the StableHLO runs on; rocm is known too.")
-_FOLD = flags.DEFINE_bool("fold", False, "Merge the Aff and layer scales of a ResMLP with their neighbours.")
-_FORCE = flags.DEFINE_bool("force", False, "Replace the folder if it is an export.")
+_FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "A published name, as Mixer-B/16:imagenet1k; a workdir; or a file.", flag_values=_FLAGS
+)
+_FORMAT = flags.DEFINE_list(
+    "format", None, "Of stablehlo, onnx, safetensors; all that can be written, if not given.", flag_values=_FLAGS
+)
+_PLATFORMS = flags.DEFINE_list(
+    "platforms", ["cpu", "cuda", "tpu"], "What the StableHLO runs on; rocm is known too.", flag_values=_FLAGS
+)
+_FOLD = flags.DEFINE_bool(
+    "fold", False, "Merge the Aff and layer scales of a ResMLP with their neighbours.", flag_values=_FLAGS
+)
+_FORCE = flags.DEFINE_bool("force", False, "Replace the folder if it is an export.", flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -37,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -7,26 +7,34 @@ data need be there; docs/planning.md says how it works.
 
 import os
 import sys
-from typing import Any
+from functools import partial
 
 from absl import flags
 
-from vit_jax_mixer import cli
+from vit_jax_mixer import cli, config_file
+from vit_jax_mixer import main as training
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.main import parse_flags
 
-_TARGET = flags.DEFINE_string("target", None, "What to plan for, as v5e:16x16, h100:8 or cpu.")
-_UTILISATION = flags.DEFINE_float("utilisation", 0.5, "Share of the roofline's speed that the run is to reach.")
-_SEARCH = flags.DEFINE_bool("search", True, "Look for the largest batch that fits; compiles a few more times.")
-_CLASSES = flags.DEFINE_integer("num_classes", None, "Of the data, where they are not here.", lower_bound=1)
-_SHAPE = flags.DEFINE_string("image_shape", "", "Of the data before config.data's operations, as 28x28x1.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON: bytes, seconds and FLOP of each chip.")
+_FLAGS = flags.FlagValues()
+_FLAGS.append_flag_values(training.FLAGS)
+_TARGET = flags.DEFINE_string("target", None, "What to plan for, as v5e:16x16, h100:8 or cpu.", flag_values=_FLAGS)
+_UTILISATION = flags.DEFINE_float(
+    "utilisation", 0.5, "Share of the roofline's speed that the run is to reach.", flag_values=_FLAGS
+)
+_SEARCH = flags.DEFINE_bool(
+    "search", True, "Look for the largest batch that fits; compiles a few more times.", flag_values=_FLAGS
+)
+_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "Of the data, where they are not here.", lower_bound=1, flag_values=_FLAGS
+)
+_SHAPE = flags.DEFINE_string(
+    "image_shape", "", "Of the data before config.data's operations, as 28x28x1.", flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON: bytes, seconds and FLOP of each chip.", flag_values=_FLAGS)
 
 
-def main(argv: list[str]) -> None:
+def main(given: training.Given) -> None:
     """Plan what the flags say."""
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is no flag; flags begin with -- as in --target=v5e:16x16.")
     if not 0 < _UTILISATION.value <= 1:
         raise UserError(f"--utilisation is {_UTILISATION.value}; it must be above 0, and at most 1.")
     # An accelerator that this machine has is left alone.
@@ -45,12 +53,11 @@ def main(argv: list[str]) -> None:
     from vit_jax_mixer.plan.data_shape import without_data
     from vit_jax_mixer.plan.estimate import estimate
 
-    config: Any = flags.FLAGS["config"].value
-    run = without_data(Config.of(config), _CLASSES.value, _SHAPE.value)
+    run = without_data(Config.of(given.config), _CLASSES.value, _SHAPE.value)
     tell = lambda line: print(line, file=sys.stderr, flush=True)
     plan = estimate(run, target, utilisation=_UTILISATION.value, search=_SEARCH.value, tell=tell)
     print(report.as_json(plan) if _JSON.value else report.text(plan, run, _UTILISATION.value))
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_flags)
+    cli.run(main, _FLAGS, partial(training.parse_flags, values=_FLAGS), more_help=config_file.explain)

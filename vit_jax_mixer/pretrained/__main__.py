@@ -11,7 +11,10 @@ from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import download, registry
 
-_VERIFY = flags.DEFINE_bool("verify", False, "Read a file that is already there anew, and compare its hash.")
+_FLAGS = flags.FlagValues()
+_VERIFY = flags.DEFINE_bool(
+    "verify", False, "Read a file that is already there anew, and compare its hash.", flag_values=_FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
@@ -50,4 +53,4 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -2,12 +2,13 @@
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState
 
-__all__ = ["Aux", "Task", "TrainState", "create", "list_tasks"]
+__all__ = ["Aux", "Task", "TrainState", "create", "creator", "list_tasks"]
 
 
 def list_tasks() -> list[str]:
@@ -22,7 +23,10 @@ def create(run: Config) -> Task:
         UserError: an unknown name or field, in one sentence.
     """
     fields = dict(run.task)
-    name = str(fields.pop("name", ""))
+    return specs.call(creator(str(fields.pop("name", ""))), fields, "config.task", run=run)
+
+
+def creator(name: str) -> Callable[..., Task]:
+    """Return the function that makes the task of that name, which takes the fields of ``config.task``."""
     specs.lookup(dict.fromkeys(list_tasks()), name, "config.task.name")
-    module = importlib.import_module(f"{__name__}.{name}")
-    return specs.call(module.create, fields, "config.task", run=run)
+    return importlib.import_module(f"{__name__}.{name}").create
