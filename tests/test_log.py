@@ -1,9 +1,11 @@
 """The files of a run's metrics, on disks that are full for a while, and after kills and power cuts."""
 
 import json
+import os
 import resource
 import signal
 import struct
+import tracemalloc
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -107,6 +109,38 @@ def test_a_resume_takes_back_what_came_after_its_checkpoint_and_leaves_out_what_
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "metrics.jsonl.new").mkdir()
-    with pytest.raises(UserError, match=r"cannot write to .*metrics\.jsonl \(Is a directory\)"):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a folder, not a regular file"):
         Log(tmp_path, 0)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a pipe, not a regular file"):
+        Log(tmp_path, 0)
+
+
+@pytest.mark.parametrize("size", [0, 10**9, 2**40])
+def test_a_file_that_is_all_zeros_takes_no_memory(tmp_path, size):
+    (tmp_path / "metrics.jsonl").touch()
+    os.truncate(tmp_path / "metrics.jsonl", size)
+    tracemalloc.start()
+    try:
+        if size > 2**32:
+            with pytest.raises(UserError, match=r"metrics\.jsonl has 1,099,511,627,776 bytes"):
+                Log(tmp_path, 0)
+        else:
+            Log(tmp_path, 0).close()
+            assert lines(tmp_path) == []
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "damage", ["[" * 100_000, '{"step": ' + "9" * 5000 + "}", '{"step": true}', '{"step": "1"}', "\xff"]
+)
+def test_a_line_that_is_none_is_left_out(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "a": 1.0}}\n{damage}\n{{"step": 2, "a": 2.0}}\n', "latin-1")
+    Log(tmp_path, 2).close()
+    assert lines(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]

@@ -13,11 +13,11 @@ import pytest
 
 from configs import digits
 from tests.helpers import ROOT, assert_same, environment
-from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.train import open_workdir, train_and_evaluate
+from vit_jax_mixer.train import train_and_evaluate
+from vit_jax_mixer.workdir import opened
 
 # A digits run of 12 steps with all that is random switched on.
 SMALL = {
@@ -167,9 +167,9 @@ def test_an_unknown_best_metric_is_told_and_loses_nothing(tmp_path):
 
 
 def test_two_runs_cannot_write_to_one_workdir(tmp_path):
-    with open_workdir(tmp_path), pytest.raises(UserError, match="another run writes to"):
+    with opened(tmp_path), pytest.raises(UserError, match="another run writes to"):
         train_and_evaluate(small(), tmp_path)
-    with open_workdir(tmp_path):
+    with opened(tmp_path):
         pass
 
 
@@ -209,10 +209,3 @@ def test_evaluation_does_not_depend_on_its_batch_size(undisturbed, tmp_path):
     )
     assert [line["test/accuracy"] for line in other] == [line["test/accuracy"] for line in one]
     np.testing.assert_allclose([line["test/loss"] for line in other], [line["test/loss"] for line in one], rtol=1e-6)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]"])
-def test_a_config_that_a_power_cut_has_damaged_is_one_sentence(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged .*pass --change_config"):
-        config_lib.check_unchanged(small(), tmp_path)

@@ -21,6 +21,7 @@ from vit_jax_mixer.models import stacked
 from vit_jax_mixer.saving_together import FAILURES, Manager, telling, told
 from vit_jax_mixer.seal import damage, seal
 from vit_jax_mixer.tasks.base import TrainState, Tree
+from vit_jax_mixer.workdir import remember_checkpoint
 
 _OPTIONAL = ("ema", "skipped")  # of the state; a run may begin or end to have them
 _PAUSE = 5  # seconds, before a save that failed is tried again
@@ -171,6 +172,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             with told(self._end) if jax.process_count() > 1 else nullcontext():
                 seal(next(self._folder.glob(f"{self._writing}.*")))
+                remember_checkpoint(self._folder.parent, self._writing)
 
     def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
         """Read a checkpoint, saved on whatever devices.
@@ -236,7 +238,7 @@ def _set_damaged_aside(folder: Path) -> str:
             said = f"checkpoint {step} is damaged ({what}), and is now {aside}"
         else:
             if said:
-                raise UserError(f"{said}; there is no other, so start anew in another --workdir.")
+                raise UserError(f"{said}; there is no other: choose another --workdir, or pass --start_anew.")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
     return said

@@ -1,20 +1,18 @@
-"""The config as the train loop sees it, and its record in the workdir."""
+"""The config as the train loop sees it, and what may change in it when a run goes on."""
 
 import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 
 Section = Mapping[str, Any]
-_HOW = ("parallel", "loader")
+_FREE = ("parallel", "loader", "log_every", "profile", "debug_nans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,49 +67,31 @@ class Config:
         return specs.call(cls, config.to_dict(), "config")
 
 
-def check_unchanged(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Compare with the workdir's ``config.json``, if there is one.
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the config as it comes back from JSON."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
 
-    ``parallel`` and ``loader`` may differ: they say how a run is computed, so that it can go on elsewhere.
 
-    Raises:
-        UserError: the config differs; the sentence names the fields.
+def changes(old: Section, new: Section) -> list[str]:
+    """Return a phrase for each field in which a run that goes on differs from what it was before.
+
+    What makes no step another one may differ: how a run is computed (``parallel``, ``loader``), what is
+    told of it (``log_every``, ``profile``, ``debug_nans``), and, where the learning rate stays constant
+    after its warm-up, the number of ``steps``: no schedule reads it then.
     """
-    path = workdir / "config.json"
-    what = lambda text: {name: value for name, value in json.loads(text).items() if name not in _HOW}
-    try:
-        changed = differences(what(path.read_text()), what(_text(config))) if path.exists() else []
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); pass --change_config to go on with the config given.") from error
-    if changed:
-        raise UserError(
-            f"{workdir} was begun with another config: {'; '.join(changed)}. "
-            "Go on with the old values, choose another --workdir, or pass --change_config to go on with the new."
-        )
-
-
-def record(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write ``config.json`` to the workdir, at once or not at all."""
-    if jax.process_index() == 0:
-        new = workdir / "config.json.new"
-        new.write_text(_text(config))
-        new.replace(workdir / "config.json")
-
-
-def _text(config: ml_collections.ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
+    optims = [one.get("optim") for one in (old, new)]
+    constant = all(isinstance(optim, Mapping) and optim.get("schedule") == "constant" for optim in optims)
+    free = {*_FREE, "steps"} if constant else _FREE
+    compared = ({name: value for name, value in one.items() if name not in free} for one in (old, new))
+    return differences(*compared)
 
 
 def differences(old: Section, new: Section) -> list[str]:
     """Return one phrase for each field that differs, as ``batch_size was 64 and is 128``."""
-    old_fields, new_fields = _flat(old), _flat(new)
-    names = sorted(old_fields.keys() | new_fields.keys())
-    show = lambda fields, name: repr(fields[name]) if name in fields else "absent"
-    return [
-        f"{name} was {show(old_fields, name)} and is {show(new_fields, name)}"
-        for name in names
-        if show(old_fields, name) != show(new_fields, name)
-    ]
+    both = _flat(old), _flat(new)
+    names = sorted(both[0].keys() | both[1].keys())
+    values = ((name, *(repr(fields[name]) if name in fields else "absent" for fields in both)) for name in names)
+    return [f"{name} was {was:.200} and is {now:.200}" for name, was, now in values if was != now]
 
 
 def _flat(section: Section, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -223,10 +223,31 @@ def of_first(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(value))) if jax.process_count() > 1 else value
 
 
-def check_same(text: str, what: str) -> None:
-    """Raise a `UserError` unless all processes have the same text."""
-    if jax.process_count() > 1:
-        sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
-        if (sums != sums[0]).any():
-            other = int(np.argmax(sums != sums[0]))
-            raise UserError(f"{what} of process {other} is not that of process 0; start all with the same command.")
+def check_same(text: str, what: str, differences: Callable[[str, str], str] = lambda first, other: "") -> None:
+    """Raise a `UserError` unless all processes have the same text.
+
+    Args:
+        text: is not sent, unless it differs.
+        what: its name, a plural or with an article.
+        differences: says in what another process's text differs from that of the first.
+    """
+    if jax.process_count() == 1:
+        return
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    if (sums == sums[0]).all():
+        return
+    other = int(np.argmax(sums != sums[0]))
+    texts, hosts = gathered(text), gathered(socket.gethostname())
+    how = differences(texts[0], texts[other])
+    raise UserError(
+        f"{what} of process {other} (on {hosts[other]}) differ from those of process 0 (on {hosts[0]})"
+        f"{how and ': '}{how}; start all with the same command, on hosts that have the same data."
+    )
+
+
+def gathered(text: str) -> list[str]:
+    """Return the text of each process."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    padded = multihost_utils.process_allgather(np.pad(own, (0, int(lengths.max()) - len(own))))
+    return [row[:length].tobytes().decode() for row, length in zip(padded, lengths, strict=True)]

@@ -10,7 +10,7 @@ from vit_jax_mixer import parallel
 from vit_jax_mixer.data.images import HostOp
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, OnSkipped
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.train import ahead
+from vit_jax_mixer.evaluator import ahead
 from vit_jax_mixer.trained import About, Trained
 
 Rows = dict[str, np.ndarray]

@@ -1,5 +1,6 @@
 """The metrics of a run in files that a full disk, a kill or a power cut may interrupt."""
 
+import io
 import json
 import os
 import socket
@@ -13,10 +14,15 @@ import jax
 import tensorboardX.crc32c
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from vit_jax_mixer.errors import writing
+from vit_jax_mixer import files
+from vit_jax_mixer.errors import UserError, writing
 
 Scalars = Mapping[str, float]
 
+
+METRICS = "metrics.jsonl"
+_LONGEST = 1 << 20  # bytes of a line
+_MOST = 4 << 30  # bytes of a file: ten million lines
 
 _events: Any = event_pb2  # whose names are made when it is loaded
 _summaries: Any = summary_pb2
@@ -41,14 +47,16 @@ class Log:
             UserError: the workdir cannot be written.
         """
         self._files = []
-        path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= start]
-        self._last: Scalars = kept[-1] if kept else {}
+        path = workdir / METRICS
+        self._last: Scalars = {}
+        kept = []  # as text, which takes less memory
+        for line in _lines(path):
+            if line["step"] <= start:
+                self._last = line
+                kept.append(json.dumps(line) + "\n")
         if jax.process_index() == 0:
-            new = path.with_suffix(".jsonl.new")
             with writing(path):
-                new.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                new.replace(path)
+                files.write_atomically(path, "".join(kept))
                 board = workdir / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
                 self._files = [Appended(path, say), Appended(board, say)]
             self._event(file_version="brain.Event:2")
@@ -113,11 +121,22 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the lines of a file, but for those that a kill has cut or a power cut has emptied."""
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            yield found
+    """Yield the lines of a file, but for those that a kill has cut, a power cut has emptied or that are none.
+
+    Raises:
+        UserError: the file is no regular one, or larger than any log.
+    """
+    if not os.path.lexists(path):
+        return
+    with files.open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST:
+            raise UserError(f"{path} has {size:,} bytes, more than the {_MOST:,} that are read; look at it.")
+        lines = io.BufferedReader(file, 1 << 20)  # pyright: ignore[reportArgumentType] # it is a FileIO
+        while line := lines.readline(_LONGEST):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and type(found.get("step")) is int:
+                yield found

@@ -23,6 +23,15 @@ _WORKDIR = flags.DEFINE_string(
 _CHANGE = flags.DEFINE_bool(
     "change_config", False, "Resume though the config differs from the workdir's.", flag_values=FLAGS
 )
+_CHANGE_DATA = flags.DEFINE_bool(
+    "change_data", False, "Resume though the data differ from those of the workdir's run.", flag_values=FLAGS
+)
+_START_ANEW = flags.DEFINE_bool(
+    "start_anew",
+    False,
+    "Begin from the start where the workdir's run has lost its checkpoints, and write over it.",
+    flag_values=FLAGS,
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
@@ -50,7 +59,13 @@ def main(given: Given) -> None:
 
     workdir = _WORKDIR.value or Path("runs") / _config_name(given.name)
     with distributed.processes(_DISTRIBUTED.value):
-        state = train_and_evaluate(given.config, workdir, change_config=_CHANGE.value)
+        state = train_and_evaluate(
+            given.config,
+            workdir,
+            change_config=_CHANGE.value,
+            change_data=_CHANGE_DATA.value,
+            start_anew=_START_ANEW.value,
+        )
     if np.max(state.step) < given.config.steps and jax.process_index() == 0:
         print(f"go on with: python -m vit_jax_mixer.main {printable(shlex.join(sys.argv[1:]))}")
 

@@ -16,6 +16,7 @@ import optax
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.sources.base import traits
 from vit_jax_mixer.errors import UserError
 
 TOP5_FROM = 11  # classes; with fewer, the top-5 accuracy says little
@@ -285,6 +286,10 @@ class _Chosen:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source.examples[int(self.indices[index])]
+
+    def traits(self) -> Iterator[bytes]:
+        yield from traits(self.source.examples)
+        yield self.indices.tobytes()
 
     def where(self, index: int) -> str:
         return self.source.where(int(self.indices[index]))

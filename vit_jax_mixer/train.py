@@ -1,35 +1,39 @@
 """The train loop: the only one. What differs between ways of learning is a task."""
 
-import collections
 import dataclasses
-import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import distributed, hardware, optim, parallel, specs, step, tasks
+from vit_jax_mixer import workdir as workdirs
 from vit_jax_mixer.checkpoint import Checkpoints
-from vit_jax_mixer.data.pipeline import Loader, OnSkipped, Share, indices_of
+from vit_jax_mixer.data import record
+from vit_jax_mixer.data.pipeline import Loader, Share, indices_of
 from vit_jax_mixer.data.skipped import Skipped
-from vit_jax_mixer.errors import UserError, suggest, writing
+from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.evaluator import Evaluator, ahead
 from vit_jax_mixer.interruption import Interruption, Stopped
 from vit_jax_mixer.metrics import Reports
 from vit_jax_mixer.tasks import Task, TrainState
 from vit_jax_mixer.tasks.base import Tree
 from vit_jax_mixer.trace import Trace
 
-T = TypeVar("T")
-
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, change_config: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    change_config: bool = False,
+    change_data: bool = False,
+    start_anew: bool = False,
 ) -> TrainState:
     """Train from the workdir's newest checkpoint, or from the start, to ``config.steps``.
 
@@ -40,6 +44,8 @@ def train_and_evaluate(
         config: as ``configs/*.py`` make it.
         workdir: takes checkpoints, metrics and the config.
         change_config: go on though the config differs from the one in the workdir.
+        change_data: go on though the data differ from those that the workdir's run was begun with.
+        start_anew: begin from the start where the workdir's run has lost its checkpoints.
 
     Returns:
         The last state, on the devices.
@@ -56,40 +62,40 @@ def train_and_evaluate(
     loader = specs.call(Loader, run.loader, "config.loader", share=Share.of_this_process())
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
+    data = record.of(task.train_data, task.eval_data)
+    distributed.check_same(json.dumps(data), "the data", record.differences)
     new_state, one_step = step.of_run(run, task, optimizer, learning_rate)
     train_step = _traceable(one_step, run.parallel) if run.debug_nans else devices.train_step(one_step)
 
     with (
         jax.debug_nans(run.debug_nans),
-        open_workdir(workdir) as workdir,
-        closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=workdir)) as checkpoints,
+        workdirs.opened(workdir) as folder,
+        closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=folder.path)) as checkpoints,
     ):
         _check_best(checkpoints.best, task)
 
         # --- The state: fresh, pretrained or resumed ---
         start = checkpoints.latest() or 0
         distributed.check_same(f"{start}", "the newest checkpoint")
-        if start and not change_config:
-            config_lib.check_unchanged(config, workdir)
+        folder.check_begin(start, run.steps, start_anew=start_anew)
+        same = not start or folder.is_of(config, data, change_config=change_config, change_data=change_data)
         state = start_state(task, new_state, devices, checkpoints, run.seed)
-        with writing(workdir):
-            config_lib.record(config, workdir)
-            if jax.process_index() == 0 and (about := task.about()):
-                about.write(workdir)
+        if same or start < run.steps:  # what a finished run says of its model stays true
+            folder.record(start, config, data, task.about())
 
         # --- Steps ---
-        trace = Trace(run.profile, workdir, start, run.steps)
-        reports = _reports(run, task, start, workdir)
+        trace = Trace(run.profile, folder.path, start, run.steps)
+        reports = _reports(run, task, start, folder.path)
         with closing(reports), closing(trace), Interruption(start).heeded() as interruption:
-            for line in (checkpoints.set_aside, _summary(run, task, start, workdir), trace.notice):
+            for line in (checkpoints.set_aside, _summary(run, task, start, folder.path), trace.notice):
                 reports.line(line)
-            skipped = Skipped(workdir, jax.process_index(), reports.line)
-            evaluate = Evaluation(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
+            skipped = Skipped(folder.path, jax.process_index(), reports.line)
+            evaluate = Evaluator(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
             if distributed.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
                 try:
                     reports.evaluation(start, evaluate(state))
                 except Stopped as stopped:
-                    reports.line(_stopped_line(f"{stopped}", start, run.steps, workdir))
+                    reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
                     return state
             batches = loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
@@ -118,19 +124,32 @@ def train_and_evaluate(
                     if scores or last or number % checkpoints.every == 0 or checkpoints.failed():
                         reports.catch_up()  # so that a state that is not finite is never saved
                         reports.line(checkpoints.save(number, devices.saved_form(state), scores, last=last))
+                        folder.check_there()
                     if stopped:
-                        reports.line(_stopped_line(stopped, number, run.steps, workdir))
+                        reports.line(_stopped_line(stopped, number, run.steps, folder.path))
                         break
             except Exception as error:
-                if jax.process_count() > 1:  # they could save only together, and the others are a step ahead
-                    checkpoints.given_up = True
-                elif isinstance(error, UserError):  # as an image that cannot be read; nothing that was trained is lost
-                    reports.catch_up()
-                    if not checkpoints.given_up and done > (checkpoints.latest() or 0):
-                        checkpoints.save(done, devices.saved_form(state), {}, last=True)
+                _save_before(error, checkpoints, done, lambda: devices.saved_form(state), reports)
                 raise
             reports.line(skipped.summary())
     return state
+
+
+def _save_before(
+    error: Exception, checkpoints: Checkpoints, done: int, state: Callable[[], TrainState], reports: Reports
+) -> None:
+    """Save what was trained before an error ends the run, whatever error it is."""
+    if jax.process_count() > 1:  # they could save only together, and the others are a step ahead
+        checkpoints.given_up = True
+        return
+    try:
+        reports.catch_up()
+        if not checkpoints.given_up and done > (checkpoints.latest() or 0):
+            checkpoints.save(done, state(), {}, last=True)
+    except Exception as second:  # it must not take the place of a defect's traceback
+        if isinstance(error, UserError):
+            raise
+        error.add_note(f"What was trained until step {done} is not saved: {second}")
 
 
 def _traceable(one_step: Callable[..., Any], how: str) -> Callable[..., Any]:
@@ -143,7 +162,7 @@ def _traceable(one_step: Callable[..., Any], how: str) -> Callable[..., Any]:
 def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> Reports:
     """Open the run's metrics; a step that is not finite leaves a file that names its examples."""
 
-    def record(number: int) -> str:
+    def name_examples(number: int) -> str:
         path = workdir / f"not_finite_step_{number}.json"
         data = task.train_data
         indices = indices_of(data, seed=run.seed, batch_size=run.batch_size, step=number - 1)
@@ -165,53 +184,8 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         # The backward pass has twice the work of the forward.
         least_seconds=3 * task.forward_flop() * run.batch_size / peak if peak else 0.0,
         skips=run.skips,
-        on_not_finite=record,
+        on_not_finite=name_examples,
     )
-
-
-class Evaluation:
-    """Evaluates a task on all devices; every example counts once, whatever the batch size."""
-
-    def __init__(
-        self,
-        task: Task,
-        devices: parallel.Parallel,
-        batch_size: int,
-        loader: Loader,
-        on_skipped: OnSkipped,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Take what it needs; ``check`` is called before each batch, and may raise to end an evaluation."""
-        self._task = task
-        self._devices = devices
-        self._batch_size = batch_size
-        self._loader = loader
-        self._on_skipped = on_skipped
-        self._check = check
-        self._step = devices.eval_step(partial(step.eval_step, task))
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Return the task's metrics for a state, and those of its running mean as NAME_ema if it has one."""
-        scores = self._scores(state)
-        if jax.tree.leaves(state.ema):
-            of_mean = self._scores(dataclasses.replace(state, params=state.ema))
-            scores |= {f"{name}_ema": value for name, value in of_mean.items()}
-        return scores
-
-    def _scores(self, state: TrainState) -> dict[str, float]:
-        def outputs(name: str) -> Iterator[dict[str, Any]]:
-            batches = self._loader.eval_batches(
-                self._task.eval_data[name], batch_size=self._batch_size, on_skipped=self._on_skipped
-            )
-
-            def begin(batch: Any) -> Any:
-                self._check()
-                return self._step(state, batch)
-
-            running = map(begin, ahead(batches, self._devices.put_batch))
-            yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
-
-        return self._task.evaluate(outputs)
 
 
 def start_state(
@@ -230,42 +204,6 @@ def start_state(
         like = jax.eval_shape(lambda: new_state(*init()))
         state = checkpoints.restore(latest, like, devices.saved_sharding)
     return devices.put_state(dataclasses.replace(state, frozen=task.frozen()))
-
-
-def ahead(items: Iterable[Any], begin: Callable[[Any], T], depth: int = 2) -> Iterator[T]:
-    """Yield ``begin(item)`` in order, begun ``depth`` items before it is asked for."""
-    begun: collections.deque[T] = collections.deque()
-    for item in items:
-        begun.append(begin(item))
-        if len(begun) > depth:
-            yield begun.popleft()
-    yield from begun
-
-
-@contextmanager
-def open_workdir(path: str | Path) -> Iterator[Path]:
-    """Make the folder, try it for writing, and keep other runs out of it until this one ends.
-
-    Raises:
-        UserError: it cannot be written, another run writes to it, or not all processes see it.
-    """
-    if "://" in str(path):
-        raise UserError(f"the workdir {path} is no local folder, and others do not work yet; choose another --workdir.")
-    path = Path(path).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / f".lock{jax.process_index()}").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to the workdir {path} ({error.strerror}); choose another --workdir.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill frees it
-        except BlockingIOError as error:
-            raise UserError(f"another run writes to {path}; stop it, or choose another --workdir.") from error
-        except OSError:
-            pass  # a file system without locks
-        distributed.check_shared(path)
-        yield path
 
 
 def _check_best(best: str, task: Task) -> None:

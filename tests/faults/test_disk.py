@@ -170,7 +170,7 @@ def test_where_all_are_damaged_the_run_says_so(tmp_path, undisturbed):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     for number in steps_in(tmp_path / "run"):
         flip_a_bit(tmp_path / f"run/checkpoints/{number}/default/_METADATA")
-    with pytest.raises(UserError, match="there is no other, so start anew"):
+    with pytest.raises(UserError, match="there is no other: choose another --workdir, or pass --start_anew"):
         train_and_evaluate(small(**CONFIG, checkpoint__keep=3), tmp_path / "run")
 
 

@@ -1,12 +1,17 @@
 """What every kind of source gives."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
+
+import numpy as np
 
 
 class RandomAccess(Protocol):
-    """What Grain needs of a source; threads share it, and worker processes get a pickled copy."""
+    """What Grain needs of a source; threads share it, and worker processes get a pickled copy.
+
+    It may have a method ``traits()``; see the function of that name.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
@@ -33,3 +38,29 @@ class Source:
 
 Splits = Mapping[str, Callable[[], Source]]
 """The splits of a dataset: the name of each, and how to open it."""
+
+
+def traits(examples: RandomAccess) -> Iterator[bytes]:
+    """Yield what tells examples from others at little cost, the same wherever they lie.
+
+    That is what their own ``traits()`` yields, such as all names and labels; or else a `sample`.
+    """
+    own = getattr(examples, "traits", None)
+    yield from own() if own else sample(examples)
+
+
+def sample(examples: RandomAccess) -> Iterator[bytes]:
+    """Yield the content of a few examples."""
+    for index in evenly(len(examples), 32):
+        try:
+            example = examples[index]
+        except Exception:  # who trains on it is told of it, whatever it is
+            continue
+        for name, value in sorted(example.items()):
+            yield name.encode()
+            yield value if isinstance(value, bytes) else np.asarray(value).tobytes()
+
+
+def evenly(count: int, most: int) -> range:
+    """Return at most ``most`` indices of ``count``, evenly spread."""
+    return range(0, count, max(-(-count // most), 1))

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_jax_mixer.data.sources.base import Source
+from vit_jax_mixer.data.sources.base import Source, evenly
 from vit_jax_mixer.errors import UserError
 
 
@@ -51,6 +51,13 @@ class Files:
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}); restore or remove it.") from error
 
+    def traits(self) -> Iterator[bytes]:
+        """Yield all names and labels, and the sizes of at most 10,000 files."""
+        yield self.names.tobytes()
+        yield self.ends.tobytes()
+        yield self.labels.tobytes()
+        yield np.array([_size(self.where(index)) for index in evenly(len(self), 10_000)], np.int64).tobytes()
+
     def where(self, index: int) -> str:
         """Return the path of an example."""
         index = range(len(self))[index]
@@ -61,6 +68,13 @@ class Files:
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe among the images would else be waited for, for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def source_of_files(root: Path, files: Iterable[tuple[str, int]], class_names: Sequence[str]) -> Source:

@@ -5,13 +5,13 @@ import functools
 import importlib
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_jax_mixer.data.sources.base import Source, Splits
+from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.errors import UserError, suggest
 
 _HUB_NAME = re.compile(r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:]+))?")
@@ -40,6 +40,11 @@ class _Rows:
         if cell is None:
             raise UserError(f"{self.where(index)} has no image; remove the row.")
         return {"image": cell, "label": int(self.labels[index])}
+
+    def traits(self) -> Iterator[bytes]:
+        """Yield all labels and a few examples."""
+        yield self.labels.tobytes()
+        yield from sample(self)
 
     def where(self, index: int) -> str:
         """Say where an example comes from."""

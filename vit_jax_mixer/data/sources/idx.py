@@ -6,12 +6,13 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from vit_jax_mixer.data.sources.base import Source, Splits
+from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.errors import UserError
 
 _CHUNK = 1 << 20
@@ -44,6 +45,11 @@ class _Arrays:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def traits(self) -> Iterator[bytes]:
+        """Yield all labels and a few examples."""
+        yield self.labels.tobytes()
+        yield from sample(self)
 
     def where(self, index: int) -> str:
         """Say where an example comes from."""

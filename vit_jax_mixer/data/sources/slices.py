@@ -9,9 +9,10 @@ import dataclasses
 import functools
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from vit_jax_mixer.data.sources.base import Source, Splits
+from vit_jax_mixer.data.sources.base import Source, Splits, traits
 from vit_jax_mixer.errors import UserError, suggest
 
 _PART = re.compile(r"(?P<split>[^\[\]]+)(?:\[(?P<start>[^\[\]:]*):(?P<stop>[^\[\]:]*)\])?")
@@ -115,6 +116,12 @@ class _Joined:
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, index = self._locate(index)
         return source.examples[index]
+
+    def traits(self) -> Iterator[bytes]:
+        """Yield those of the sources, and what is taken of each."""
+        for source, taken in zip(self.sources, self.ranges, strict=True):
+            yield from traits(source.examples)
+            yield str(taken).encode()
 
     def where(self, index: int) -> str:
         """Say where an example comes from."""

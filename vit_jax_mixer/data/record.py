@@ -1,0 +1,65 @@
+"""What a run's data are, in a few figures that tell when they have changed."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.sources.base import Source, traits
+
+Record = dict[str, dict[str, Any]]
+
+
+def of(train_data: Dataset, eval_data: Mapping[str, Dataset]) -> Record:
+    """Return the number of examples, the classes and the fingerprint of all that a run reads."""
+    datasets = {"training": train_data, **{f"evaluation on {name}": dataset for name, dataset in eval_data.items()}}
+    return {
+        name: {
+            "examples": len(dataset),
+            "classes": list(dataset.source.class_names),
+            "fingerprint": fingerprint(dataset.source),
+        }
+        for name, dataset in datasets.items()
+    }
+
+
+def fingerprint(source: Source) -> str:
+    """Return a digest of what tells the examples from others (`traits`)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for trait in traits(source.examples):
+        digest.update(f"{len(trait)},".encode())
+        digest.update(trait)
+    return digest.hexdigest()
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a phrase for each dataset that is another one; what only one of the records has is passed over.
+
+    Raises:
+        ValueError: the old one is no record.
+    """
+    both = [name for name in new if name in old]
+    return [f"{name}: {phrase}" for name in both if (phrase := _change(old[name], new[name]))]
+
+
+def differences(old: str, new: str) -> str:
+    """Return what `changes` does of two records in JSON, as one text."""
+    return "; ".join(changes(json.loads(old), json.loads(new)))
+
+
+def _change(old: Any, new: Mapping[str, Any]) -> str:
+    if not isinstance(old, Mapping) or not isinstance(old.get("classes", []), (list, tuple)):
+        raise ValueError("the record of the data is damaged; remove it.")
+    was, now = list(old.get("classes", [])), new["classes"]
+    if was and was != now:
+        number = next(i for i, (a, b) in enumerate(itertools.zip_longest(was, now)) if a != b)
+        show = lambda names: repr(names[number]) if number < len(names) else "absent"
+        counts = f" ({len(now)} classes instead of {len(was)})" if len(now) != len(was) else ""
+        return f"class {number} is {show(now)} instead of {show(was)}{counts}"
+    if old.get("examples", new["examples"]) != new["examples"]:
+        return f"{new['examples']} examples instead of {old['examples']}"
+    if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
+        return "the same number of examples, but some have another name, label or size"
+    return ""
