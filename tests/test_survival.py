@@ -158,7 +158,7 @@ def test_skips_that_are_not_needed_change_nothing():
 
 
 def test_too_many_steps_that_are_not_finite_end_the_run_and_name_their_examples(tmp_path, capsys):
-    config = small(on_not_finite="skip(2)", optim__learning_rate=1e30, optim__clip_norm=0.0)
+    config = small(on_not_finite="skip(2)", optim__learning_rate=1e18, optim__clip_norm=0.0)
     with pytest.raises(UserError, match=r"so the run stops after 2 steps that were skipped") as caught:
         train_and_evaluate(config, tmp_path)
     assert "the step is skipped, number 2 of at most 2" in capsys.readouterr().out

@@ -144,7 +144,7 @@ def test_other_shapes_stop_a_resume_whatever_it_is_told(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    diverging = small(optim__learning_rate=1e30, optim__optimizer="sgd", optim__clip_norm=0.0, checkpoint__every=1)
+    diverging = small(optim__learning_rate=1e18, optim__optimizer="sgd", optim__clip_norm=0.0, checkpoint__every=1)
     with pytest.raises(UserError, match=r"step [2-4]: \w+ is (nan|inf).*lower config.optim.learning_rate"):
         train_and_evaluate(diverging, tmp_path)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
