@@ -292,6 +292,22 @@ def test_names_that_would_break_a_table_do_not(tmp_path):
     assert table(tmp_path / "a.csv") == [["true \\ predicted", *names], [names[0], "1", "2"], [names[1], "3", "4"]]
 
 
+def test_names_of_others_are_shown_and_not_run(tmp_path):
+    names = ["caf\udce9", "\x1b[2J\nred", "\u202eevil", "=1+1", "@x", "-1", "+ y"]
+    shown = [r"caf\xe9", r"\x1b[2J\x0ared", r"\u202eevil", "'=1+1", "'@x", "-1", "'+ y"]
+    confusion.write_square(tmp_path / "a.csv", np.eye(7, dtype=np.int64), names)
+    assert table(tmp_path / "a.csv")[0][1:] == [row[0] for row in table(tmp_path / "a.csv")[1:]] == shown
+    confusion.write_list(tmp_path / "b.csv", np.array([[0, 1, 2]]), names)
+    assert table(tmp_path / "b.csv")[1] == [*shown[:2], "2"]
+    plain = np.asarray(confusion.draw(np.eye(7, dtype=np.int64), [name.removeprefix("'") for name in shown]))
+    np.testing.assert_array_equal(np.asarray(confusion.draw(np.eye(7, dtype=np.int64), names)), plain)
+
+
+def test_names_of_any_length_and_script_leave_the_picture_small():
+    for name in ("\U0001f436" * 500, "\u8c61" * 500, "\x1b" * 500, ""):
+        assert confusion.draw(np.eye(2, dtype=np.int64), [name, "b"]).size <= (450, 450)
+
+
 def test_a_matrix_of_too_many_classes_is_a_list(tmp_path, trained):
     truth = np.arange(2100, dtype=np.int32)
     found = dataclasses.replace(

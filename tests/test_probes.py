@@ -139,12 +139,13 @@ def test_classes_that_are_seen_rarely_or_never():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("ridge(0)", r"config.task.probe: 'ridge\(0\)' does not work \(shots is 0; it must be more than 0"),
+        ("ridge(0)", r"config.task.probe: ridge: shots is 0; it must be from 1 to"),
         ("ridge(5, seed=-1)", "seed is -1; it must be 0 or more"),
         ("knn(k=20.5)", "knn: k is 20.5; it must be of type int"),
-        ("knn(20, 0)", "temperature is 0; it must be more than 0"),
+        ("knn(20, 0)", "temperature is 0; it must be from 1e-06"),
+        ("knn(20, 1e-320)", "temperature is 1e-320; it must be from 1e-06"),
         ("logistc", "'logistc' is not known; did you mean 'logistic'"),
-        ("logistic(-1)", "l2 is -1; it must be more than 0"),
+        ("logistic(-1)", "l2 is -1; it must be from 1e-12"),
         ("knn(20)|", "'' is not of the form"),
         ("knn(20)|knn(20, None)", "give the metric knn_20; leave one out"),
     ],
@@ -155,9 +156,28 @@ def test_a_bad_spec_is_one_sentence_before_training(spec, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_features_that_are_not_finite_are_one_sentence():
-    with pytest.raises(UserError, match="test features for the probes are not all finite"):
-        evaluate("knn", np.ones((2, 3)), [0, 1], np.full((2, 3), np.nan), [0, 1], 2)
+@pytest.mark.parametrize("spec", ["ridge(5)", "knn(20)", "knn(1, None)", "logistic"])
+def test_the_least_of_everything_has_a_score(spec):
+    x = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
+    (score,) = evaluate(spec, x, [0, 0, 0], x, [0, 0, 0], 1).values()  # one class
+    assert score == 1
+    for train, test in ((x[:1], x), (x, x[:1]), (x[:, :1], x[:, :1]), (0 * x, x)):
+        (score,) = evaluate(spec, train, [0, 1, 1][: len(train)], test, [0, 1, 1][: len(test)], 2).values()
+        assert 0 <= score <= 1
+
+
+@pytest.mark.parametrize("spec", ["ridge(5)", "knn(1)", "logistic"])
+def test_features_that_are_not_finite_count_as_wrong(spec):
+    train, labels = clusters(40, 10, 2, spread=0.1)
+    bad = train.copy()
+    bad[::4, 0] = np.nan
+    bad[1::4, 1] = np.inf
+    assert evaluate(spec, train, labels, bad, labels, 2) == {
+        next(iter(evaluate(spec, train, labels, train, labels, 2))): 0.5
+    }
+    assert set(evaluate(spec, bad, labels, train, labels, 2).values()) == {1.0}
+    assert set(evaluate(spec, train * np.nan, labels, train, labels, 2).values()) == {0.0}
+    assert set(evaluate(spec, train, labels, train * np.nan, labels, 2).values()) == {0.0}
 
 
 def test_a_sample_is_the_same_part_of_a_source_each_time():

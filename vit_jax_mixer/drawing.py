@@ -8,17 +8,34 @@ import unicodedata
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from vit_jax_mixer.errors import printable
 
 _FONTS = hasattr(cv2, "FontFace")  # from OpenCV 5 on it ships them, with most scripts of the world
+# Fonts of systems, for scripts whose letters join or run from right to left, which OpenCV draws one by one
+_OF_SYSTEMS = (
+    "DejaVuSans.ttf",
+    *(f"NotoSans{part}-Regular.ttf" for part in ("", "Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai")),
+    "NotoEmoji-Regular.ttf",
+    "FreeSans.ttf",
+    "Arial Unicode.ttf",
+    "Arial.ttf",
+    "Nirmala.ttf",
+    "LeelawUI.ttf",
+    "seguiemj.ttf",
+)
 
 
 def line(text: str, size: int = 12) -> Image.Image:
     r"""Return one line of black text on white, "L"[h, w]; characters of no font at hand are escaped, as ``\u0e44``."""
     text = printable(unicodedata.normalize("NFC", text))  # fonts have é rather than e and an accent
-    shown = "".join(c if c.isascii() or _has(c) else c.encode("ascii", "backslashreplace").decode() for c in text)
+    if not all(map(_has, text)):
+        for name in _OF_SYSTEMS:
+            font = _of_system(name, size)
+            if font and all(c == " " or _glyph(font, c) != _glyph(font, "\U0010ffff") for c in text):
+                return Image.fromarray(_by_pillow(text, font, size))
+    shown = "".join(c if _has(c) else c.encode("ascii", "backslashreplace").decode() for c in text)
     return Image.fromarray(_draw(shown, size))
 
 
@@ -29,20 +46,41 @@ def short(text: str, most: int) -> str:
 
 @functools.lru_cache(4096)
 def _has(character: str) -> bool:
-    """Say whether there is a glyph; OpenCV draws a question mark for a character that it has none for."""
+    """Say whether `_draw` can draw it; OpenCV draws a question mark for a character that it has none for."""
+    if character.isascii():
+        return True
+    if unicodedata.bidirectional(character) in ("R", "AL") or unicodedata.category(character).startswith("M"):
+        return False
     return _FONTS and not np.array_equal(_draw(character, 12), _draw("?", 12))
 
 
 def _draw(text: str, size: int) -> np.ndarray:
     """Return u8[h, w]."""
-    height, base = round(1.5 * size), round(1.15 * size)
     if not _FONTS:  # Pillow's own font has no more than ASCII
-        font = ImageFont.load_default(size)
-        strip = Image.new("L", (int(font.getlength(text)) + 2, height), "white")
-        ImageDraw.Draw(strip).text((1, base), text, "black", font, anchor="ls")
-        return np.asarray(strip)
+        return _by_pillow(text, ImageFont.load_default(size), size)
     font = cv2.FontFace("uni")
     _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), font, size)
-    strip = np.full((height, width + 2), 255, np.uint8)
-    cv2.putText(strip, text, (1, base), (0, 0, 0), font, size)
+    strip = np.full((round(1.5 * size), width + 2), 255, np.uint8)
+    cv2.putText(strip, text, (1, round(1.15 * size)), (0, 0, 0), font, size)
     return strip
+
+
+def _by_pillow(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: int) -> np.ndarray:
+    """Return u8[h, w]."""
+    strip = Image.new("L", (int(font.getlength(text)) + 3, round(1.5 * size)), "white")
+    ImageDraw.Draw(strip).text((1, round(1.15 * size)), text, "black", font, anchor="ls")
+    return np.asarray(strip)
+
+
+@functools.lru_cache(64)
+def _of_system(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """Return a font of this machine, if it has that one and Pillow can join letters."""
+    try:
+        return ImageFont.truetype(name, size) if features.check("raqm") else None
+    except OSError:
+        return None
+
+
+@functools.lru_cache(4096)
+def _glyph(font: ImageFont.FreeTypeFont, character: str) -> bytes:
+    return bytes(font.getmask(character))

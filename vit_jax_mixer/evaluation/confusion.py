@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from vit_jax_mixer import drawing
+from vit_jax_mixer.classes import number
+from vit_jax_mixer.errors import printable
 
 LARGEST = 2_000  # classes of a square table; one of 21,843 would have 477 million cells
 _NUMBERS, _NAMES = 30, 100  # up to so many classes have the counts in the cells, and their names beside them
 _DARKEST = np.array([8, 48, 107])  # blue; 0 is white
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def square(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -29,10 +31,11 @@ def square(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def write_square(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
     """Write a CSV file with the predicted classes for a header, and the true ones in the first column."""
+    words = list(map(cell, names))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+        writer.writerow(["true \\ predicted", *words])
+        writer.writerows([name, *row] for name, row in zip(words, matrix.tolist(), strict=True))
 
 
 def write_list(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
@@ -40,7 +43,13 @@ def write_list(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["true", "predicted", "count"])
-        writer.writerows([names[true], names[predicted], count] for true, predicted, count in counts.tolist())
+        writer.writerows([cell(names[true]), cell(names[found]), count] for true, found, count in counts.tolist())
+
+
+def cell(name: str) -> str:
+    """Return a class's name for a CSV file: printable, and no formula, which a spreadsheet would run."""
+    name = printable(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) and number(name) is None else name
 
 
 def draw(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -50,44 +59,45 @@ def draw(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
     there are counts in the cells and names beside them.
     """
     size = len(matrix)
-    cell = 40 if size <= _NUMBERS else max(1, min(15, LARGEST // size))
+    side = 40 if size <= _NUMBERS else max(1, min(15, LARGEST // size))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     darkness = np.cbrt(shares)[..., None]  # [S, S, 1]
     colours = (255 + darkness * (_DARKEST - 255)).round().astype(np.uint8)
-    cells = Image.fromarray(np.kron(colours, np.ones((cell, cell, 1), np.uint8)))
-    font = ImageFont.load_default(12)
-    labels = [_short(name) for name in names] if size <= _NAMES else []
-    margin = 26 + int(max((font.getlength(label) for label in labels), default=0)) + (6 if labels else 0)
+    cells = Image.fromarray(np.kron(colours, np.ones((side, side, 1), np.uint8)))
+    labels = list(map(_label, names)) if size <= _NAMES else []
+    margin = 26 + max((label.width for label in labels), default=0) + (6 if labels else 0)
     picture = Image.new("RGB", (margin + cells.width + 10, margin + cells.height + 10), "white")
     picture.paste(cells, (margin, margin))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((margin - 1, margin - 1, margin + cells.width, margin + cells.height), outline="grey")
     middle = margin + cells.width // 2
-    draw.text((middle, 5), "predicted", "black", font, anchor="ma")
-    _upright(picture, "true", (5, middle), font, "centre")
+    for title, upright in (("predicted", False), ("true", True)):
+        strip = _label(title)
+        place = middle - strip.width // 2, 2
+        _put(picture, strip, place[::-1] if upright else place, upright)
     for i, label in enumerate(labels):
-        place = margin + i * cell + cell // 2
-        draw.text((margin - 5, place), label, "black", font, anchor="rm")
-        _upright(picture, label, (place - 7, margin - 5), font, "end")
+        top = margin + i * side + side // 2 - label.height // 2
+        _put(picture, label, (margin - 5 - label.width, top))
+        _put(picture, label, (top, margin - 5 - label.width), upright=True)
     if size <= _NUMBERS:
+        font = ImageFont.load_default(12)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if darkness[row, column, 0] > 0.6 else "black"
-            centre = (margin + column * cell + cell // 2, margin + row * cell + cell // 2)
+            centre = (margin + column * side + side // 2, margin + row * side + side // 2)
             draw.text(centre, _count(int(matrix[row, column])), colour, font, anchor="mm")
     return picture
 
 
-def _upright(picture: Image.Image, text: str, place: tuple[int, int], font: Font, at: str) -> None:
-    """Write from below to above, with ``place`` the text's left side and its centre, or its lower end."""
-    length = int(font.getlength(text)) + 1
-    strip = Image.new("RGB", (length, 14), "white")
-    ImageDraw.Draw(strip).text((0, 7), text, "black", font, anchor="lm")
-    x, y = place
-    picture.paste(strip.rotate(90, expand=True), (x, y - (length // 2 if at == "centre" else length)))
+def _put(picture: Image.Image, strip: Image.Image, place: tuple[int, int], upright: bool = False) -> None:
+    """Write a line, from below to above if it is upright; the lines of small cells overlap in their white parts."""
+    strip = strip.rotate(90, expand=True) if upright else strip
+    picture.paste("black", place, ImageOps.invert(strip))
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+def _label(name: str) -> Image.Image:
+    """Return a name in a line of a limited length."""
+    strip = drawing.line(drawing.short(name, 24))
+    return strip.crop((0, 0, min(strip.width, 300), strip.height))
 
 
 def _count(count: int) -> str:

@@ -41,7 +41,7 @@ def write(out: Path, found: Evaluated, given: Mapping[str, str]) -> list[str]:
         writer.writerow(["class", "name", "images", "correct", "accuracy"])
         for k in found.classes.tolist():
             accuracy = f"{per_class.accuracy[k]:.6f}" if per_class.count[k] else ""
-            writer.writerow([k, found.names[k], per_class.count[k], per_class.correct[k], accuracy])
+            writer.writerow([k, confusion.cell(found.names[k]), per_class.count[k], per_class.correct[k], accuracy])
     counts = scores.confusion_counts(found.labels, found.predictions, len(found.names))
     files = ["metrics.json", "per_class.csv", "confusion.csv"]
     shown = np.union1d(found.classes, found.predictions)
