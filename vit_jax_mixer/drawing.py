@@ -33,7 +33,8 @@ def line(text: str, size: int = 12) -> Image.Image:
     if not all(map(_has, text)):
         for name in _OF_SYSTEMS:
             font = _of_system(name, size)
-            if font and all(c == " " or _glyph(font, c) != _glyph(font, "\U0010ffff") for c in text):
+            none = _by_pillow("\U0010ffff", font, size).tobytes() if font else b""
+            if font and all(c == " " or _by_pillow(c, font, size).tobytes() != none for c in text):
                 return Image.fromarray(_by_pillow(text, font, size))
     shown = "".join(c if _has(c) else c.encode("ascii", "backslashreplace").decode() for c in text)
     return Image.fromarray(_draw(shown, size))
@@ -79,8 +80,3 @@ def _of_system(name: str, size: int) -> ImageFont.FreeTypeFont | None:
         return ImageFont.truetype(name, size) if features.check("raqm") else None
     except OSError:
         return None
-
-
-@functools.lru_cache(4096)
-def _glyph(font: ImageFont.FreeTypeFont, character: str) -> bytes:
-    return bytes(font.getmask(character))

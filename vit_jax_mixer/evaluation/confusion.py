@@ -43,7 +43,7 @@ def write_list(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["true", "predicted", "count"])
-        writer.writerows([cell(names[true]), cell(names[found]), count] for true, found, count in counts.tolist())
+        writer.writerows([cell(names[int(a)]), cell(names[int(b)]), count] for a, b, count in counts.tolist())
 
 
 def cell(name: str) -> str:
@@ -71,10 +71,9 @@ def draw(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.rectangle((margin - 1, margin - 1, margin + cells.width, margin + cells.height), outline="grey")
     middle = margin + cells.width // 2
-    for title, upright in (("predicted", False), ("true", True)):
-        strip = _label(title)
-        place = middle - strip.width // 2, 2
-        _put(picture, strip, place[::-1] if upright else place, upright)
+    predicted, true = _label("predicted"), _label("true")
+    _put(picture, predicted, (middle - predicted.width // 2, 2))
+    _put(picture, true, (2, middle - true.width // 2), upright=True)
     for i, label in enumerate(labels):
         top = margin + i * side + side // 2 - label.height // 2
         _put(picture, label, (margin - 5 - label.width, top))
