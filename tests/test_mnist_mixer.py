@@ -33,8 +33,8 @@ def ours(reference, prefix):
     stem = reference[f"{prefix}patch_embedding.weight"].transpose(2, 3, 1, 0)  # OIHW -> HWIO
     return {
         "stem": {"kernel": stem, "bias": reference[f"{prefix}patch_embedding.bias"]},
-        "MixerBlock_0": block(0),
-        "MixerBlock_1": block(1),
+        "MnistMixerBlock_0": block(0),
+        "MnistMixerBlock_1": block(1),
         "head": {f"Dense_{k}": dense(f"clf.{2 * k}") for k in range(3)},
     }
 

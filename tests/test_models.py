@@ -147,13 +147,45 @@ def test_a_new_head_starts_at_zero_with_the_bias_asked_for():
             "model Mixer-B/16 has no field 'droput_rate'; did you mean 'dropout_rate'",
         ),
         ("MlpMixer", {"num_blocks": 2}, "model MlpMixer lacks the field"),
-        ("Mixer-B/16", {"dropout_rate": 1.5}, "dropout_rate is 1.5; it must be from 0 to less than 1"),
-        ("Mixer-B/16", {"dtype": "bfloat"}, "'bfloat' is no dtype; use 'float32' or 'bfloat16'"),
+        ("Mixer-B/16", {"dropout_rate": 1.5}, "dropout_rate is 1.5; it must be from 0 to 0.999999"),
+        ("Mixer-B/16", {"dtype": "bfloat"}, "dtype is 'bfloat'; choose from float32, bfloat16, float16"),
+        ("Mixer-B/16", {"dtype": "int8"}, "dtype is 'int8'"),
+        ("Mixer-B/16", {"dtype": "float64"}, "dtype is 'float64'"),
+        ("Mixer-B/16", {"dtype": None}, "dtype is None"),
+        ("Mixer-B/16", {"num_blocks": 0}, "num_blocks is 0; it must be from 1"),
+        ("gMLP-S16", {"num_blocks": -3}, "num_blocks is -3; it must be from 1"),
+        ("ResMLP-S12", {"num_blocks": 10**9}, "num_blocks is 1000000000; it must be from 1"),
+        ("MnistMixer", {"hidden_dim": 0}, "hidden_dim is 0; it must be from 1"),
+        ("Mixer-B/16", {"tokens_mlp_dim": 2.5}, "tokens_mlp_dim is 2.5; it must be of type int"),
+        ("Mixer-B/16", {"channels_mlp_dim": 10**5000}, "channels_mlp_dim is an integer of 16610 bits"),
+        ("Mixer-B/16", {"stochastic_depth_rate": -0.1}, "stochastic_depth_rate is -0.1; it must be from 0"),
+        ("gMLP-S16", {"stochastic_depth_rate": 1}, "stochastic_depth_rate is 1; it must be from 0"),
+        ("Mixer-B/16", {"dropout_rate": "0.1"}, "dropout_rate is '0.1'; it must be of type float"),
+        ("Mixer-B/16", {"head_bias_init": float("nan")}, "head_bias_init is nan; it must be a finite number"),
+        ("ResMLP-S12", {"layerscale_init": -1}, "layerscale_init is -1; it must be from 0"),
+        ("Mixer-B/16", {"patch_size": 0}, "patch_size is 0; it must be a number of pixels, or"),
+        ("MnistMixer", {"patch_size": (7, 7, 7)}, r"patch_size is \(7, 7, 7\); it must be"),
+        ("ResMLP-S12", {"patch_size": "16"}, "patch_size is 16; it must be"),
+        ("Mixer-B/16", {"patch_size": (4, -4)}, r"patch_size is \(4, -4\); it must be"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(name, fields, message):
     with pytest.raises(UserError, match=message):
         models.create(name, num_classes=2, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "side", "message"),
+    [
+        ("Mixer-S/32", {}, 16, "images of 16x16 pixels cannot be cut into patches of 32x32"),
+        ("ResMLP-S12", {"mlp_ratio": 0.001}, 16, "mlp_ratio 0.001 of 384 channels leaves no hidden width"),
+        ("gMLP-S16", {"mlp_ratio": 0.001}, 16, "mlp_ratio 0.001 of 256 channels leaves no hidden width"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_one_sentence(name, fields, side, message):
+    model = models.create(name, num_classes=2, **fields)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
 
 @pytest.mark.slow

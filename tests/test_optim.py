@@ -1,8 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from vit_jax_mixer import optim
+from tests.helpers import assert_same
+from vit_jax_mixer import optim, specs
 from vit_jax_mixer.errors import UserError
 
 FIELDS = dict(optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10)
@@ -63,7 +66,14 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
         ({"optimizer": "sgd(momentun=0.9)"}, "has no field 'momentun'; did you mean 'momentum'"),
         ({"optimizer": "adamw(weight_decay='0.1')"}, "weight_decay is '0.1'; it must be of type float"),
         ({"optimizer": "adamw(weight_decay=0.1, no_decay='(')"}, "does not work"),
-        ({"optimizer": "sgd(momentum=0.9, accumulator_dtype='bf16')"}, "does not work"),
+        ({"optimizer": "sgd(momentum=0.9, accumulator_dtype='bf16')"}, "accumulator_dtype is 'bf16'; choose from"),
+        ({"optimizer": "adam(mu_dtype='int8')"}, "mu_dtype is 'int8'; choose from float32, bfloat16, float16"),
+        ({"optimizer": "adam(b1='x')"}, "b1 is 'x'; it must be of type float"),
+        ({"optimizer": "adamw(weight_decay=0.1, b1=2)"}, "b1 is 2; it must be from 0 to 0.999999"),
+        ({"optimizer": "adam(b2=0.99999999)"}, "b2 is 0.99999999; it must be from 0"),
+        ({"optimizer": "lamb(weight_decay=-1)"}, "weight_decay is -1; it must be 0 or more"),
+        ({"optimizer": "adam(eps=-1e-8)"}, "eps is -1e-08; it must be from 1e-30 to 1"),
+        ({"optimizer": "sgd(momentum=1e400)"}, "momentum is inf; it must be a finite number"),
         ({"optimizer": "sdg"}, "config.optim.optimizer: 'sdg' is not known; did you mean 'sgd'"),
         ({"schedule": "cosin"}, "config.optim.schedule: 'cosin' is not known; did you mean 'cosine'"),
         ({"warmup_steps": 10}, "warmup_steps is 10; it must be from 0 to config.steps - 1 = 9"),
@@ -72,3 +82,30 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
 def test_a_misspelt_field_is_one_sentence(fields, message):
     with pytest.raises(UserError, match=message):
         optim.create(**{**FIELDS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("learning_rate", -0.1, "0 or more"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("learning_rate", "0.1", "of type float"),
+        ("clip_norm", -1, "0 or more"),
+        ("warmup_steps", 1.5, "of type int"),
+        ("warmup_steps", 10**30, "a finite number of 64 bits"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_one_sentence(field, value, message):
+    fields = {name: given for name, given in FIELDS.items() if name != "steps"}
+    with pytest.raises(UserError, match=rf"config.optim: {field} is .*; it must be {message}"):
+        specs.call(optim.create, {**fields, field: value}, "config.optim", steps=10)
+
+
+def test_the_state_of_adamw_has_the_form_of_optaxs_which_checkpoints_hold():
+    mask = optim.decay_mask("(bias|scale)$")
+    ours = optim.adamw(lambda step: 0.1, weight_decay=0.1)
+    theirs = optax.adamw(lambda step: 0.1, weight_decay=0.1, mask=mask)
+    assert jax.tree.structure(ours.init(PARAMS)) == jax.tree.structure(theirs.init(PARAMS))
+    grads = jax.tree.map(lambda x: 3 * x, PARAMS)
+    updates = [one.update(grads, one.init(PARAMS), PARAMS)[0] for one in (ours, theirs)]
+    assert_same(*updates)

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import ml_collections
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Count, Share, Within
 
 Section = Mapping[str, Any]
 _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans")
@@ -19,14 +20,14 @@ _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans")
 class Config:
     """A run, with one attribute for each top-level field; ``configs/common.py`` says what each is."""
 
-    seed: int
-    steps: int
-    batch_size: int
-    accum_steps: int
+    seed: Annotated[int, Within(0, 2**32 - 1)]  # JAX reads no more of it
+    steps: Count
+    batch_size: Count
+    accum_steps: Count
     parallel: str
     init_from: str
     init_resize: str
-    ema_decay: float
+    ema_decay: Share
     on_not_finite: str
     debug_nans: bool
     profile: str
@@ -35,27 +36,18 @@ class Config:
     data: Section
     loader: Section
     optim: Section
-    log_every: int
-    eval_every: int
-    eval_batch_size: int
+    log_every: Count
+    eval_every: Count
+    eval_batch_size: Count
     checkpoint: Section
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"config.seed is {self.seed}; it must be 0 or more.")
-        for name in ("steps", "accum_steps", "log_every", "eval_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.{name} is {getattr(self, name)}; it must be 1 or more.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"config.ema_decay is {self.ema_decay}; it must be from 0 to less than 1.")
-        if self.skips < 0:
-            raise UserError(f"config.on_not_finite is {self.on_not_finite!r}; it can skip 0 steps or more.")
+        _ = self.skips  # what is wrong with it is said at once
 
     @functools.cached_property
     def skips(self) -> int:
         """How many steps may be skipped because something in them is not finite."""
-        ways = {"stop": lambda: 0, "skip": lambda steps: int(steps)}
-        return specs.build(ways, self.on_not_finite, "config.on_not_finite")
+        return specs.build({"stop": lambda: 0, "skip": _skip}, self.on_not_finite, "config.on_not_finite")
 
     def evaluates_after(self, step: int) -> bool:
         """Say whether there is an evaluation after ``step`` updates."""
@@ -65,6 +57,10 @@ class Config:
     def of(cls, config: ml_collections.ConfigDict) -> "Config":
         """Take a ConfigDict; an unknown or missing field is a `UserError`."""
         return specs.call(cls, config.to_dict(), "config")
+
+
+def _skip(steps: Annotated[int, Within(0, 2**31 - 1)]) -> int:
+    return steps
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

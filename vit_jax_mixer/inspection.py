@@ -16,7 +16,6 @@ import numpy as np
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
-from vit_jax_mixer.models.mnist_mixer import MnistMixer
 from vit_jax_mixer.trained import Trained
 
 Grid = tuple[int, int]  # rows, columns
@@ -128,10 +127,8 @@ def block_tokens(trained: Trained, images: np.ndarray) -> list[np.ndarray]:
         scaled, _ = trained.ops.on_device(images)
         _, state = trained.module.apply({"params": params}, scaled, train=False, mutable=["intermediates"])
         kept: Any = state["intermediates"]
-        blocks = [kept[f"block_{i}"] for i in range(sum(name.startswith("block_") for name in kept))]
-        if isinstance(trained.module, MnistMixer):  # which keeps tokens last
-            blocks = [jnp.swapaxes(block, 1, 2) for block in blocks]
-        return [block.astype(jnp.float32) for block in blocks]
+        count = sum(name.startswith("block_") for name in kept)
+        return [kept[f"block_{i}"].astype(jnp.float32) for i in range(count)]
 
     return jax.device_get(jax.jit(tokens)(trained.params, images))
 

@@ -2,24 +2,36 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models import stacked
+from vit_jax_mixer.models import FLOATS, stacked
+from vit_jax_mixer.specs import Share, Within
+
+NotNegative = Annotated[float, Within(0)]
+Epsilon = Annotated[float, Within(1e-30, 1)]  # float32 has it, and so has the root of a mean of squares
+NO_DECAY = "(bias|scale)$"
 
 
 def create(
-    *, optimizer: str, learning_rate: float, schedule: str, warmup_steps: int, clip_norm: float, steps: int
+    *,
+    optimizer: str,
+    learning_rate: NotNegative,
+    schedule: str,
+    warmup_steps: Annotated[int, Within(0)],
+    clip_norm: NotNegative,
+    steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the transformation and the learning rate by step.
 
     Args:
-        optimizer: a spec as ``sgd(momentum=0.9)``, ``adam(b2=0.99)``, ``adamw(weight_decay=0.1)``.
+        optimizer: a spec as ``sgd(momentum=0.9)``, ``adam(b2=0.99)``, ``adamw(weight_decay=0.1)``, ``lamb(...)``.
         learning_rate: the highest, reached at the end of the warm-up.
         schedule: what follows the warm-up: cosine, linear (both to 0 at ``steps``) or constant.
         warmup_steps: steps in which the rate grows linearly from 0; the first update has rate 0.
@@ -38,14 +50,9 @@ def create(
         [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)), decay], [warmup_steps]
     )
     update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
-    try:
-        jax.eval_shape(update.init, jnp.zeros(()))  # as a dtype that does not exist
-    except TypeError as error:
-        raise UserError(
-            f"config.optim.optimizer: {optimizer!r} does not work ({error}); mend its arguments."
-        ) from error
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, update), rate
+    clipped = optax.chain(clip, update)
+    return Elementwise(*clipped) if isinstance(update, Elementwise) else clipped, rate
 
 
 # (highest rate, steps after the warm-up) -> schedule
@@ -71,14 +78,65 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+class Elementwise(optax.GradientTransformation):
+    """An optimizer that changes each number by its own gradient and state, and by what is one for the whole model.
+
+    So it needs not know where one layer ends and the next begins.
+    """
+
+
+def by_block(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the optimizer as it is for a model that is not scanned, whatever the layout of the parameters.
+
+    It sees the arrays of one block at a time, by their published names, and so does its state, which is
+    never stacked. One that is `Elementwise` stays as it is: it needs no copies, and compiles once for all blocks.
+    """
+    if isinstance(optimizer, Elementwise):
+        return optimizer
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        of_blocks, state = optimizer.update(stacked.unstack(updates), state, stacked.unstack(params))
+        return stacked.stack(of_blocks, updates), state
+
+    return optax.GradientTransformation(lambda params: optimizer.init(stacked.unstack(params)), update)
+
+
+def sgd(
+    learning_rate: optax.Schedule,
+    *,
+    momentum: Annotated[float | None, Within(0, 0.999999)] = None,
+    nesterov: bool = False,
+    accumulator_dtype: str | None = None,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent, with momentum if asked; its mean is kept in ``accumulator_dtype``."""
+    return Elementwise(*optax.sgd(learning_rate, momentum, nesterov, _float(accumulator_dtype, "accumulator_dtype")))
+
+
+def adam(
+    learning_rate: optax.Schedule,
+    *,
+    b1: Share = 0.9,
+    b2: Share = 0.999,
+    eps: Epsilon = 1e-8,
+    eps_root: NotNegative = 0.0,
+    mu_dtype: str | None = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980); the fields are those of `adamw`, and optax's."""
+    mu_type = _float(mu_dtype, "mu_dtype")
+    return Elementwise(*optax.adam(learning_rate, b1, b2, eps, eps_root, mu_type, nesterov=nesterov))
+
+
 def adamw(
     learning_rate: optax.Schedule,
     *,
-    weight_decay: float,
-    no_decay: str = "(bias|scale)$",
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    weight_decay: NotNegative,
+    no_decay: str = NO_DECAY,
+    b1: Share = 0.9,
+    b2: Share = 0.999,
+    eps: Epsilon = 1e-8,
     mu_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), its decay times the learning rate.
@@ -93,37 +151,84 @@ def adamw(
         eps: added to the root of that mean.
         mu_dtype: type that the mean of gradients is kept in, as 'bfloat16'.
     """
-    return optax.adamw(
-        learning_rate, b1, b2, eps, mu_dtype=mu_dtype, weight_decay=weight_decay, mask=decay_mask(no_decay)
+    return Elementwise(
+        *optax.chain(
+            optax.scale_by_adam(b1, b2, eps, mu_dtype=_float(mu_dtype, "mu_dtype")),
+            decayed(weight_decay, no_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )
+
+
+def lamb(
+    learning_rate: optax.Schedule,
+    *,
+    weight_decay: NotNegative,
+    no_decay: str = NO_DECAY,
+    b1: Share = 0.9,
+    b2: Share = 0.999,
+    eps: Epsilon = 1e-6,
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2020, arXiv 1904.00962): Adam whose step of each array is as long as the array's norm."""
+    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask(no_decay))
+
+
+def lars(
+    learning_rate: optax.Schedule,
+    *,
+    weight_decay: NotNegative,
+    no_decay: str = NO_DECAY,
+    momentum: Share = 0.9,
+    trust_coefficient: NotNegative = 0.001,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """LARS (You et al. 2017, arXiv 1708.03888); what is not decayed is not scaled by its norm either."""
+    mask = decay_mask(no_decay)
+    return optax.lars(learning_rate, weight_decay, mask, trust_coefficient, 0.0, mask, momentum, nesterov)
+
+
+def decayed(rate: float, no_decay: str) -> optax.GradientTransformation:
+    """Add ``rate`` times the parameters, but for those of `decay_mask`; stacked blocks may differ."""
+    mask = decay_mask(no_decay)
+
+    def leaf(decays: Any, update: jax.Array, param: jax.Array) -> jax.Array:
+        if not rate or decays is False:
+            return update
+        return update + rate * (param if decays is True else jnp.where(decays, param, 0))
+
+    add = optax.stateless(lambda updates, params: jax.tree.map(leaf, mask(params), updates, params))
+    return optax.masked(add, True)  # its state has the form of `optax.adamw`'s, as checkpoints hold it
 
 
 def decay_mask(no_decay: str) -> Callable[[Any], Any]:
     """Return a function from parameters to a tree of bools: True where decay applies.
 
-    Names are the published ones, also of parameters that are stacked (`models.stacked`); the function
-    raises a `UserError` where the blocks of one array are to be treated differently.
+    Names are the published ones, also of parameters that are stacked (`models.stacked`): where blocks
+    of one array differ, there is a bool[L, 1, ...] in the place of the bool.
     """
     re.compile(no_decay)  # what is wrong with it is said at once
 
     def mask(params: Any) -> Any:
-        def decays(path: Any, leaf: Any) -> bool:
+        def decays(path: Any, leaf: Any) -> Any:
             names = stacked.published_names(path, leaf.shape)
-            left_out = [bool(no_decay and re.search(no_decay, name)) for name in names]
-            if len(set(left_out)) > 1:
-                raise UserError(
-                    f"config.optim.optimizer: no_decay={no_decay!r} matches {names[left_out.index(True)]}, but not "
-                    f"{names[left_out.index(False)]}, which config.model.scan keeps in one array; set it to False."
-                )
-            return not left_out[0]
+            applies = [not (no_decay and re.search(no_decay, name)) for name in names]
+            return applies[0] if len(set(applies)) == 1 else np.reshape(applies, (-1,) + (1,) * (leaf.ndim - 1))
 
         return jax.tree_util.tree_map_with_path(decays, params)
 
     return mask
 
 
+def _float(name: str | None, field: str) -> str | None:
+    if name not in (None, *FLOATS):
+        raise UserError(f"config.optim.optimizer: {field} is {name!r}; choose from {', '.join(FLOATS)}.")
+    return name
+
+
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "adam": optax.adam,
+    "sgd": sgd,
+    "adam": adam,
     "adamw": adamw,
+    "lamb": lamb,
+    "lars": lars,
 }

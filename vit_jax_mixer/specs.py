@@ -31,6 +31,7 @@ class Within:
 Count = Annotated[int, Within(1, 2**31 - 1)]  # of what there is at least one of
 Size = Annotated[int, Within(1, 1 << 20)]  # of one axis of an array
 Rate = Annotated[float, Within(0, 1)]
+Share = Annotated[float, Within(0, 0.999999)]  # of a decay or a dropout, less than 1 in float32 too
 
 
 def lookup(table: Mapping[str, Any], name: str, where: str) -> Any:

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import layers
 from vit_jax_mixer.models.gmlp import GMlp
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.models.mnist_mixer import MnistMixer
 from vit_jax_mixer.models.resmlp import ResMlp
+
+FLOATS = ("float32", "bfloat16", "float16")  # types that can be computed in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +85,11 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     """
     entry = specs.lookup(MODELS, name, "model name")
     fields = {**entry.sizes, **overrides}
-    try:
-        jnp.dtype(fields.get("dtype", "float32"))
-    except TypeError as error:
-        raise UserError(f"model {name}: {fields['dtype']!r} is no dtype; use 'float32' or 'bfloat16'.") from error
-    for field, value in fields.items():
-        if field.endswith("_rate") and not 0 <= value < 1:
-            raise UserError(f"model {name}: {field} is {value}; it must be from 0 to less than 1.")
+    dtype = fields.get("dtype", "float32")
+    if dtype not in (*FLOATS, *map(jnp.dtype, FLOATS), *(getattr(jnp, known) for known in FLOATS)):
+        raise UserError(f"model {name}: dtype is {dtype!r}; choose from {', '.join(FLOATS)}.")
+    if "patch_size" in fields:
+        layers.patch_sides(fields["patch_size"])
     # Flax's own two attributes are not a user's to set.
     return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)
 

@@ -20,7 +20,17 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
+from vit_jax_mixer.models.layers import (
+    Blocks,
+    Classes,
+    DropPath,
+    Ratio,
+    apply_blocks,
+    embed_patches,
+    expose,
+    hidden_width,
+)
+from vit_jax_mixer.specs import Share, Size
 
 TINY = nn.initializers.normal(1e-6)
 
@@ -94,12 +104,12 @@ class GMlp(nn.Module):
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
-    num_classes: int
-    num_blocks: int
+    num_classes: Classes
+    num_blocks: Blocks
     patch_size: int | tuple[int, int]
-    hidden_dim: int
-    mlp_ratio: float = 6
-    stochastic_depth_rate: float = 0.0
+    hidden_dim: Size
+    mlp_ratio: Ratio = 6
+    stochastic_depth_rate: Share = 0.0
     dtype: Any = jnp.float32
     scan: bool = False
     remat: bool = False
@@ -113,7 +123,7 @@ class GMlp(nn.Module):
         Raises:
             UserError: the patch size does not divide the image size, or the hidden width is odd.
         """
-        mlp_dim = int(self.mlp_ratio * self.hidden_dim)
+        mlp_dim = hidden_width(self.mlp_ratio, self.hidden_dim)
         if mlp_dim % 2:
             raise UserError(
                 f"a gMLP halves its hidden width, and mlp_ratio {self.mlp_ratio} of {self.hidden_dim} channels "

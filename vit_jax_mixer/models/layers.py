@@ -1,13 +1,19 @@
 """What several model families share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
+from vit_jax_mixer.specs import Within
+
+Classes = Annotated[int, Within(0, 1 << 20)]  # 0 for a model without a head
+Blocks = Annotated[int, Within(1, 10_000)]
+Ratio = Annotated[float, Within(0, 1000)]
 
 
 def embed_patches(
@@ -25,15 +31,39 @@ def embed_patches(
     Raises:
         UserError: the patch size does not divide the image size.
     """
-    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    patch = patch_sides(patch_size)
     size = images.shape[1:3]
-    if min(patch) < 1 or size[0] % patch[0] or size[1] % patch[1]:
+    if not all(size) or size[0] % patch[0] or size[1] % patch[1]:
         raise UserError(
             f"images of {size[0]}x{size[1]} pixels cannot be cut into patches of {patch[0]}x{patch[1]}; "
             "choose an image size that is a multiple of the patch size."
         )
     x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name="stem", **init)(images)
     return x.reshape(x.shape[0], -1, hidden_dim)  # [B, H/P, W/P, C] -> [B, N, C]
+
+
+def patch_sides(patch_size: Any) -> tuple[int, int]:
+    """Return the height and width of a patch.
+
+    Raises:
+        UserError: it is neither a whole number of pixels nor two of them.
+    """
+    sides = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 1 << 20 for side in sides):
+        raise UserError(f"patch_size is {str(patch_size)[:80]}; it must be a number of pixels, or (height, width).")
+    return sides
+
+
+def hidden_width(mlp_ratio: float, channels: int) -> int:
+    """Return the hidden width of an MLP.
+
+    Raises:
+        UserError: there would be none.
+    """
+    width = int(mlp_ratio * channels)
+    if width < 1:
+        raise UserError(f"mlp_ratio {mlp_ratio} of {channels} channels leaves no hidden width; choose a larger one.")
+    return width
 
 
 class DropPath(nn.Module):
@@ -70,7 +100,7 @@ def apply_blocks(
 
     With ``remat``, the backward pass keeps the input of each block and computes the rest of it again.
     With ``scan``, one block is compiled and run in a loop, its parameters those of all blocks along
-    a first axis (`stacked`).
+    a first axis, and marked as such (`stacked`).
     """
     kind = getattr(block, "func", block).__name__
 
@@ -93,11 +123,21 @@ def apply_blocks(
         return x, x if exposed else None
 
     loop = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True})
+    making = model.is_initializing()
+    loop = nn.map_variables(loop, "params", _unmarked, _marked, init=making, mutable=making)
     x, tokens = loop(block(stochastic_depth_rate=max(rates), name=kind), x, jnp.asarray(rates))
     if tokens is not None:
         for i in range(len(rates)):
             expose(model, f"block_{i}", tokens[i])
     return x
+
+
+def _marked(variables: Any) -> Any:
+    return {"params": {stacked.MARK: variables["params"]}} if variables.get("params") else variables
+
+
+def _unmarked(variables: Any) -> Any:
+    return {"params": variables["params"][stacked.MARK]} if variables.get("params") else variables
 
 
 def expose(module: nn.Module, name: str, x: jax.Array) -> None:

@@ -6,13 +6,14 @@ K classes. The parameter tree is that of the published checkpoints:
 """
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
+from vit_jax_mixer.models.layers import Blocks, Classes, DropPath, apply_blocks, embed_patches, expose
+from vit_jax_mixer.specs import Share, Size, Within
 
 
 class MlpBlock(nn.Module):
@@ -98,15 +99,15 @@ class MlpMixer(nn.Module):
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
-    num_classes: int
-    num_blocks: int
+    num_classes: Classes
+    num_blocks: Blocks
     patch_size: int | tuple[int, int]
-    hidden_dim: int
-    tokens_mlp_dim: int
-    channels_mlp_dim: int
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    head_bias_init: float = 0.0
+    hidden_dim: Size
+    tokens_mlp_dim: Size
+    channels_mlp_dim: Size
+    dropout_rate: Share = 0.0
+    stochastic_depth_rate: Share = 0.0
+    head_bias_init: Annotated[float, Within(-1000, 1000)] = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
     scan: bool = False

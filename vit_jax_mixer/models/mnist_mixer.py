@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.models.layers import embed_patches, expose
+from vit_jax_mixer.models.layers import Blocks, Classes, embed_patches, expose
+from vit_jax_mixer.specs import Size
 
 gelu = partial(nn.gelu, approximate=False)
 
@@ -61,12 +62,12 @@ class MnistMixer(nn.Module):
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
     """
 
-    num_classes: int
-    num_blocks: int = 3
+    num_classes: Classes
+    num_blocks: Blocks = 3
     patch_size: int | tuple[int, int] = 7
-    hidden_dim: int = 128
-    mlp_dim: int = 64
-    head_dim: int = 512
+    hidden_dim: Size = 128
+    mlp_dim: Size = 64
+    head_dim: Size = 512
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -76,8 +77,8 @@ class MnistMixer(nn.Module):
         x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
         x = jnp.swapaxes(x, 1, 2)  # [B, N, C] -> [B, C, N]
         for i in range(self.num_blocks):
-            x = MnistMixerBlock(self.mlp_dim, self.dtype, name=f"MixerBlock_{i}")(x)
-            expose(self, f"block_{i}", x)
+            x = MnistMixerBlock(self.mlp_dim, self.dtype, name=f"MnistMixerBlock_{i}")(x)
+            expose(self, f"block_{i}", jnp.swapaxes(x, 1, 2))  # [B, C, N] -> [B, N, C]
         x = x.reshape(x.shape[0], -1)  # [B, C, N] -> [B, C * N]
         expose(self, "pre_logits", x)
         if self.num_classes:

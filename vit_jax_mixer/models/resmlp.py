@@ -23,7 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models.layers import DropPath, apply_blocks, embed_patches, expose
+from vit_jax_mixer.models.layers import (
+    Blocks,
+    Classes,
+    DropPath,
+    Ratio,
+    apply_blocks,
+    embed_patches,
+    expose,
+    hidden_width,
+    patch_sides,
+)
+from vit_jax_mixer.specs import Share, Size
 
 KERNEL_INIT = nn.initializers.normal(0.02)
 
@@ -89,7 +100,7 @@ class ResMlpBlock(nn.Module):
         x = x + drop_path(layer_scale(name="LayerScale_0")(y))
 
         y = Affine(dtype=self.dtype, name="Affine_1")(x)
-        y = dense(int(self.mlp_ratio * channels), name="Dense_0")(y)
+        y = dense(hidden_width(self.mlp_ratio, channels), name="Dense_0")(y)
         y = dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
         return x + drop_path(layer_scale(name="LayerScale_1")(y))
 
@@ -104,7 +115,7 @@ class ResMlpBlock(nn.Module):
         y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
         x = x + y * scale.astype(self.dtype).reshape(1, 1, -1) + bias.astype(self.dtype)[None]
 
-        y = dense(int(self.mlp_ratio * channels), name="Dense_0")(x)
+        y = dense(hidden_width(self.mlp_ratio, channels), name="Dense_0")(x)
         return x + dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
 
 
@@ -128,13 +139,13 @@ class ResMlp(nn.Module):
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
 
-    num_classes: int
-    num_blocks: int
+    num_classes: Classes
+    num_blocks: Blocks
     patch_size: int | tuple[int, int]
-    hidden_dim: int
-    layerscale_init: float
-    mlp_ratio: float = 4
-    stochastic_depth_rate: float = 0.0
+    hidden_dim: Size
+    layerscale_init: Ratio
+    mlp_ratio: Ratio = 4
+    stochastic_depth_rate: Share = 0.0
     dtype: Any = jnp.float32
     folded: bool = False
     scan: bool = False
@@ -211,7 +222,7 @@ def _fold_block(block: dict[str, Any]) -> dict[str, Any]:
 
 def uniform_by_fan_in(image_channels: int, patch_size: int | tuple[int, int]) -> nn.initializers.Initializer:
     """Return an initialiser uniform within ``1 / sqrt(fan_in)`` of the stem, for kernel and bias."""
-    fan_in = image_channels * math.prod((patch_size, patch_size) if isinstance(patch_size, int) else patch_size)
+    fan_in = image_channels * math.prod(patch_sides(patch_size))
 
     def init(key: Any, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         bound = fan_in**-0.5

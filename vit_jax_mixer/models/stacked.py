@@ -1,11 +1,11 @@
-"""The parameters of all blocks stacked, ``MixerBlock/...`` [L, ...], and back to ``MixerBlock_0/...``, ....
+"""The parameters of all blocks stacked, ``MixerBlock/*/...`` [L, ...], and back to ``MixerBlock_0/...``, ....
 
 A model with ``scan=True`` computes with stacked parameters, and so does the state of its training.
 Everywhere else, on disk and in what users hold, they have the published names: `unstack` and `stack`
-stand at the edges. Both take any tree that has such dicts in it, as an optimizer's state.
+stand at the edges. Both take any tree that has such dicts in it, as an optimizer's state. What is
+stacked is below the key `MARK`, which `layers.apply_blocks` gives; names of modules say nothing.
 """
 
-import re
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import DictKey
 
 Tree = Any
-_STACKED = re.compile(r"\w*Block")
+MARK = "*"
 
 
 def init(model: Any, key: jax.Array, *inputs: Any) -> Tree:
@@ -26,7 +26,7 @@ def init(model: Any, key: jax.Array, *inputs: Any) -> Tree:
 
 
 def unstack(tree: Tree) -> Tree:
-    """Return the tree with ``MixerBlock_0``, ``MixerBlock_1``, ... in the place of each ``MixerBlock``.
+    """Return the tree with ``MixerBlock_0``, ``MixerBlock_1``, ... in the place of each ``MixerBlock/*``.
 
     What is not stacked stays the same object. NumPy arrays become views, others are copied;
     for shapes alone there is ``jax.eval_shape(unstack, tree)``.
@@ -42,8 +42,7 @@ def stack(tree: Tree, like: Tree) -> Tree:
     def leaf(path: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
         if path in found:
             return found[path]
-        at = next(i for i, part in enumerate(path) if _is_stack(part))
-        parts = [found[(*path[:at], DictKey(name), *path[at + 1 :])] for name in _names(path[at].key, shape)]
+        parts = [found[one] for one in _paths(path, shape)]
         # Weights of a file stay where they are, until each device takes its part.
         return np.stack(parts) if isinstance(parts[0], np.ndarray) else _stack(parts)
 
@@ -52,32 +51,32 @@ def stack(tree: Tree, like: Tree) -> Tree:
 
 def published_names(path: tuple[Any, ...], shape: tuple[int, ...]) -> list[str]:
     """Return the names, as ``MixerBlock_0/LayerNorm_0/scale``, of the arrays that a leaf holds: one, or one a block."""
-    name = lambda parts: jax.tree_util.keystr(tuple(parts), simple=True, separator="/")
-    at = next((i for i, part in enumerate(path) if _is_stack(part)), None)
-    if at is None:
-        return [name(path)]
-    return [name((*path[:at], DictKey(one), *path[at + 1 :])) for one in _names(path[at].key, shape)]
+    return [jax.tree_util.keystr(one, simple=True, separator="/") for one in _paths(path, shape)]
 
 
-def _names(stacked: str, shape: tuple[int, ...]) -> list[str]:
-    return [f"{stacked}_{i}" for i in range(shape[0])]
+def _paths(path: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    """Return the paths, in a tree that is not stacked, of the arrays that a leaf holds."""
+    if DictKey(MARK) not in path:
+        return [path]
+    at = path.index(DictKey(MARK))
+    return [(*path[: at - 1], DictKey(f"{path[at - 1].key}_{i}"), *path[at + 1 :]) for i in range(shape[0])]
 
 
-def _is_stack(part: Any) -> bool:
-    return isinstance(part, DictKey) and isinstance(part.key, str) and bool(_STACKED.fullmatch(part.key))
+def _is_stack(node: Any) -> bool:
+    return isinstance(node, dict) and MARK in node
 
 
 def _has_stack(node: Any) -> bool:
-    return isinstance(node, dict) and any(_is_stack(DictKey(name)) for name in node)
+    return isinstance(node, dict) and any(map(_is_stack, node.values()))
 
 
 def _unstack(node: dict[str, Tree]) -> dict[str, Tree]:
     result = {}
     for name, value in node.items():
-        if not _is_stack(DictKey(name)):
+        if not _is_stack(value):
             result[name] = unstack(value)
             continue
-        leaves, structure = jax.tree.flatten(value)
+        leaves, structure = jax.tree.flatten(value[MARK])
         blocks = zip(*map(_parts, leaves), strict=True)
         result |= {f"{name}_{i}": jax.tree.unflatten(structure, block) for i, block in enumerate(blocks)}
     return result

@@ -32,8 +32,6 @@ def load(path: str | Path) -> Tree:
 def read(path: str | Path) -> tuple[Tree, str]:
     """Return the parameters in our names, and the convention of the names in the file."""
     flat = formats.read(locate(path))
-    if any(name.startswith("head/Dense_") for name in flat):
-        return _nested(flat, path), OURS  # a MnistMixer; most of its names are a Mixer's
     try:
         convention = names.detect(flat, str(path))
     except UserError:

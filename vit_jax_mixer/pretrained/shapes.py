@@ -59,8 +59,11 @@ def _mixer(tree: Tree) -> tuple[dict[str, Any], int, str]:
     block = tree["MixerBlock_0"]
     token_in, token_mlp = block["token_mixing"]["Dense_0"]["kernel"].shape
     _, channel_mlp = block["channel_mixing"]["Dense_0"]["kernel"].shape
-    if "pre_head_layer_norm" in tree:
-        return {"tokens_mlp_dim": token_mlp, "channels_mlp_dim": channel_mlp}, token_in, "MlpMixer"
+    return {"tokens_mlp_dim": token_mlp, "channels_mlp_dim": channel_mlp}, token_in, "MlpMixer"
+
+
+def _mnist_mixer(tree: Tree) -> tuple[dict[str, Any], int, str]:
+    token_in, token_mlp = tree["MnistMixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"].shape
     fields = {"mlp_dim": token_mlp}
     if "head" in tree:
         fields["head_dim"] = tree["head"]["Dense_0"]["kernel"].shape[1]
@@ -83,7 +86,12 @@ def _gmlp(tree: Tree) -> tuple[dict[str, Any], int, str]:
     return {"mlp_ratio": hidden / channels}, block["spatial_gating"]["token_mixing"]["kernel"].shape[0], "GMlp"
 
 
-_OF_BLOCK: Mapping[str, Any] = {"MixerBlock": _mixer, "ResMlpBlock": _resmlp, "GMlpBlock": _gmlp}
+_OF_BLOCK: Mapping[str, Any] = {
+    "MixerBlock": _mixer,
+    "MnistMixerBlock": _mnist_mixer,
+    "ResMlpBlock": _resmlp,
+    "GMlpBlock": _gmlp,
+}
 
 
 def _classes(tree: Tree) -> int:
