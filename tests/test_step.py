@@ -37,9 +37,9 @@ class Reference(Task):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         return loss, Aux({"accuracy": jnp.mean(logits.argmax(-1) == batch["label"])}, stats=logits.mean(0))
 
-    def after_update(self, state, stats):
+    def after_update(self, state, aux):
         return {
-            "centre": 0.9 * state.extra["centre"] + 0.1 * stats,
+            "centre": 0.9 * state.extra["centre"] + 0.1 * aux.stats,
             "ema": 0.5 * state.extra["ema"] + 0.5 * state.params["head"]["bias"],
             "count": state.extra["count"] + 1,
             "still": state.extra["still"],
@@ -132,6 +132,51 @@ def test_the_randomness_of_a_step_is_its_own(reference):
     assert [m["loss"] for m in first] == [m["loss"] for m in again]
     # The first update has rate 0, so steps 1 and 2 differ in their randomness alone.
     assert abs(first[0]["loss"] - first[1]["loss"]) > 1e-3
+
+
+class Queue(Task):
+    """A line through a point, with the examples of the last batch as extra state."""
+
+    def __init__(self, width=1):
+        self.width = width
+
+    def init(self, key):
+        return {"rate": jnp.zeros((1, 1))}, {"queue": jnp.zeros((16, 3), jnp.int32), "centre": jnp.zeros(3)}
+
+    def loss(self, params, state, batch, key):
+        x = batch["x"]
+        rows = {"queue": jnp.repeat(x, self.width, 0)}
+        return jnp.mean((params["rate"] - x) ** 2), Aux({}, stats=x.mean(0, dtype=jnp.float32), rows=rows)
+
+    def after_update(self, state, aux):
+        return {"queue": aux.rows["queue"], "centre": aux.stats}
+
+    def eval_step(self, state, batch):
+        raise NotImplementedError
+
+    def evaluate(self, outputs):
+        raise NotImplementedError
+
+
+def queue_after(task, how, accum_steps):
+    devices = parallel.create(how)
+    run = devices.train_step(partial(step.train_step, task, optax.sgd(0.1), lambda step: 0.1, 0, accum_steps))
+    batch = devices.put_batch({"x": np.arange(48, dtype=np.int32).reshape(16, 3)})
+    state, _ = run(devices.put_state(step.new_state(optax.sgd(0.1), *task.init(step.init_key(0)))), batch)
+    return jax.device_get(devices.saved_form(state).extra)
+
+
+@pytest.mark.parametrize("accum_steps", [1, 4])
+@pytest.mark.parametrize("how", ["jit", "pmap", "jit(fsdp=2)"])
+def test_rows_come_whole_and_in_the_order_of_the_batch(how, accum_steps):
+    extra = queue_after(Queue(), how, accum_steps)
+    np.testing.assert_array_equal(extra["queue"], np.arange(48).reshape(16, 3))
+    np.testing.assert_allclose(extra["centre"], np.arange(48).reshape(16, 3).mean(0))
+
+
+def test_rows_that_are_not_one_an_example_are_a_defect():
+    with pytest.raises(ValueError, match=r"Aux.rows\['queue'\] has shape \(8, 3\), which is not one row for each of 4"):
+        queue_after(Queue(width=2), "jit", 4)
 
 
 @pytest.mark.parametrize("name", ["jit", "pmap"])

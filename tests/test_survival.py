@@ -19,7 +19,6 @@ from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import optim, parallel, pretrained, step, tasks
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.tasks import Aux
 from vit_jax_mixer.train import train_and_evaluate
 
 
@@ -112,7 +111,7 @@ class NotFiniteAt(Reference):
     def loss(self, params, state, batch, key):
         loss, aux = super().loss(params, state, batch, key)
         factor = jnp.where(state.step == self.bad_step, jnp.inf, 1.0)
-        return loss * factor, Aux(aux.metrics, aux.stats)
+        return loss * factor, aux
 
 
 def take_steps(task, count, devices, start=None, **how):

@@ -6,6 +6,7 @@ step. Each device has a copy of the state or, with ``jit(fsdp=N)``, a part of it
 
 import abc
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -140,23 +141,25 @@ class Jit(Parallel):
 
     def lower(self, step: Step, state: Tree, batch: Batch) -> jax.stages.Lowered:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = partial(self._by_rows(step), Across())
+        step = partial(step, Across(of_rows=self._of_rows))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self._replicated)).lower(state, batch)
 
     def eval_step(self, step: Step) -> Callable[[TrainState, Batch], Any]:
-        return jax.jit(partial(self._by_rows(step), Across()), out_shardings=self._replicated)
+        return jax.jit(partial(step, Across(of_rows=self._of_rows)), out_shardings=self._replicated)
 
-    def _by_rows(self, step: Step) -> Step:
-        """Make each module of a step work on this device's rows of the batch, where the state is spread.
+    def _of_rows(self, count: int) -> AbstractContextManager[Any]:
+        """Make each module work on this device's rows of so many, where the state is spread.
 
-        Else XLA leaves the parts of the state where they are and sends activations instead, which are
-        far more: 18 times the bytes in a step of a Mixer-S/16 compiled for 4 TPUs (docs/planning.md).
+        An array is of the batch where its first axis has that length, or a multiple of it, as of several
+        crops of each image. Else XLA leaves the parts of the state where they are and sends activations
+        instead, which are far more: 18 times the bytes in a step of a Mixer-S/16 compiled for 4 TPUs
+        (docs/planning.md).
         """
         if self._fsdp == 1:
-            return step
+            return nullcontext()
 
         def keep(leaf: Any) -> Any:
-            is_batch = isinstance(leaf, jax.Array) and leaf.ndim > 1 and leaf.shape[0] % self._mesh.size == 0
+            is_batch = isinstance(leaf, jax.Array) and leaf.ndim > 1 and leaf.shape[0] and not leaf.shape[0] % count
             return jax.lax.with_sharding_constraint(leaf, self._rows) if is_batch else leaf
 
         def by_rows(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -164,11 +167,7 @@ class Jit(Parallel):
                 return call(*args, **kwargs)
             return jax.tree.map(keep, call(*jax.tree.map(keep, args), **kwargs))
 
-        def kept(*args: Any) -> Any:
-            with nn.intercept_methods(by_rows):
-                return step(*args)
-
-        return kept
+        return nn.intercept_methods(by_rows)
 
     def _put(self, leaf: Any) -> jax.Array:
         """Place an array that every process has, unless it is on all devices already."""
@@ -212,6 +211,7 @@ class Pmap(Parallel):
         # A device's own key makes its dropout differ from the others'.
         across = Across(
             mean=partial(jax.lax.pmean, axis_name=DATA),
+            gather=_gather,
             own_key=lambda key: jax.random.fold_in(key, jax.lax.axis_index(DATA)),
         )
         mapped = jax.pmap(
@@ -220,8 +220,10 @@ class Pmap(Parallel):
         return mapped.lower(state, batch)
 
     def eval_step(self, step: Step) -> Callable[[TrainState, Batch], Any]:
-        across = Across(gather=partial(jax.lax.all_gather, axis_name=DATA, tiled=True))
-        return jax.pmap(partial(step, across), axis_name=DATA, out_axes=None)
+        return jax.pmap(partial(step, Across(gather=_gather)), axis_name=DATA, out_axes=None)
+
+
+_gather = partial(jax.lax.all_gather, axis_name=DATA, tiled=True)  # in the order of the devices, as `put_batch` splits
 
 
 def create(spec: str, devices: Sequence[Any] | None = None) -> Parallel:

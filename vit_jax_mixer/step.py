@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax_mixer import optim
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
-from vit_jax_mixer.tasks.base import Task, TrainState, Tree
+from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
 
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]
@@ -29,11 +31,13 @@ class Across:
         mean: from each device's mean to that over all of them.
         gather: from each device's rows [b, ...] to the rows of all, [B, ...].
         own_key: from a step's key to this device's own.
+        of_rows: from a number of rows to a context, in which a model is applied to so many of a batch.
     """
 
     mean: Callable[[Tree], Tree] = lambda tree: tree
     gather: Callable[[Tree], Tree] = lambda tree: tree
     own_key: Callable[[jax.Array], jax.Array] = lambda key: key
+    of_rows: Callable[[int], AbstractContextManager[Any]] = lambda rows: nullcontext()
 
 
 def init_key(seed: int) -> jax.Array:
@@ -64,7 +68,7 @@ def new_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optim.by_block(optimizer).init(params),
         extra=extra,
         frozen=(),
         ema=jax.tree.map(jnp.copy, params) if ema else (),
@@ -91,11 +95,11 @@ def train_step(
     loss, gradient or new parameters are not finite changes nothing but the count of steps and skips.
     """
     key = across.own_key(step_key(seed, state.step))
-    (loss, aux), grads = across.mean(_mean_gradient(task, accum_steps, state, batch, key))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    (loss, aux), grads = _mean_gradient(task, accum_steps, across, state, batch, key)
+    updates, opt_state = optim.by_block(optimizer).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-    new = dataclasses.replace(new, extra=task.after_update(new, aux.stats))
+    new = dataclasses.replace(new, extra=task.after_update(new, aux))
     if ema_decay:
         new = dataclasses.replace(new, ema=_running_mean(state, params, ema_decay))
     metrics = {
@@ -123,21 +127,42 @@ def _running_mean(state: TrainState, params: Tree, decay: float) -> Tree:
 
 def eval_step(task: Task, across: Across, state: TrainState, batch: Batch) -> Metrics:
     """Return the task's outputs for all rows, and which rows are examples of the batch, [B, ...] each."""
-    return across.gather({**task.eval_step(state, batch), IS_EXAMPLE: batch[IS_EXAMPLE]})
+    with across.of_rows(len(batch[IS_EXAMPLE])):
+        outputs = task.eval_step(state, batch)
+    return across.gather({**outputs, IS_EXAMPLE: batch[IS_EXAMPLE]})
 
 
-def _mean_gradient(task: Task, accum_steps: int, state: TrainState, batch: Batch, key: jax.Array):
-    """Return ``((loss, aux), grads)``: means over ``accum_steps`` equal parts of the batch."""
+def _mean_gradient(
+    task: Task, accum_steps: int, across: Across, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[tuple[jax.Array, Aux], Tree]:
+    """Return ``((loss, aux), grads)`` of the whole batch, computed in ``accum_steps`` equal parts."""
 
-    def gradient(part: jax.Array | int):
+    def gradient(part: jax.Array | int) -> tuple[Tree, Tree]:
+        """Return the means over a part, and its rows."""
         # Part i holds the rows i, i + A, ...: each device's own rows are split, none moves.
-        rows = jax.tree.map(lambda x: x.reshape(-1, accum_steps, *x.shape[1:])[:, part], batch)
-        loss = lambda params: task.loss(params, state, rows, jax.random.fold_in(key, part))
-        return jax.value_and_grad(loss, has_aux=True)(state.params)
+        examples = jax.tree.map(lambda x: x.reshape(-1, accum_steps, *x.shape[1:])[:, part], batch)
+        count = len(jax.tree.leaves(examples)[0])
+        loss = lambda params: task.loss(params, state, examples, jax.random.fold_in(key, part))
+        with across.of_rows(count):
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        for path, leaf in jax.tree.leaves_with_path(aux.rows):
+            if leaf.shape[:1] != (count,):
+                name = f"Aux.rows{jax.tree_util.keystr(path)}"
+                raise ValueError(f"{name} has shape {leaf.shape}, which is not one row for each of {count} examples")
+        return (value, aux.metrics, aux.stats, grads), aux.rows
 
     if accum_steps == 1:
-        return gradient(0)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, 0))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(accum_steps))
-    return jax.tree.map(lambda x: x / accum_steps, total)
+        means, rows = gradient(0)
+    else:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, 0)[0])
+
+        def add(total: Tree, part: jax.Array) -> tuple[Tree, Tree]:
+            means, rows = gradient(part)
+            return jax.tree.map(jnp.add, total, means), rows
+
+        total, rows = jax.lax.scan(add, zeros, jnp.arange(accum_steps))
+        means = jax.tree.map(lambda x: x / accum_steps, total)
+        # [A, b / A, ...] -> [b, ...], as they were before they were split
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
+    value, metrics, stats, grads = across.mean(means)
+    return (value, Aux(metrics, stats, across.gather(rows))), grads

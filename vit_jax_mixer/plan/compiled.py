@@ -97,7 +97,7 @@ class Planned:
         task = tasks.create(run)
         new_state, self._step = step.of_run(run, task, optimizer, rate)
         state = jax.eval_shape(lambda: new_state(*task.init(step.init_key(run.seed))))
-        self._state = dataclasses.replace(state, frozen=jax.eval_shape(task.frozen))
+        self._state = dataclasses.replace(state, frozen=task.frozen_shapes())
         example = task.train_data.get(0, np.random.default_rng(0))
         self._example = {name: np.asarray(value) for name, value in example.items() if name != SKIPPED}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState
 
 __all__ = ["Aux", "Task", "TrainState", "create", "creator", "list_tasks"]
@@ -20,10 +21,14 @@ def create(run: Config) -> Task:
     """Build the task that ``config.task.name`` names.
 
     Raises:
-        UserError: an unknown name or field, in one sentence.
+        UserError: an unknown name or field, or weights to begin with that the task would not read.
     """
     fields = dict(run.task)
-    return specs.call(creator(str(fields.pop("name", ""))), fields, "config.task", run=run)
+    name = str(fields.pop("name", ""))
+    task = specs.call(creator(name), fields, "config.task", run=run)
+    if run.init_from and type(task).load is Task.load:
+        raise UserError(f"config.init_from is {run.init_from!r}, which the task {name} does not read; set it to ''.")
+    return task
 
 
 def creator(name: str) -> Callable[..., Task]:

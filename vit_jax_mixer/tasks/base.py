@@ -30,13 +30,16 @@ class TrainState:
 
 @flax.struct.dataclass
 class Aux:
-    """What a loss returns beside its value: means over the batch, of float arrays.
+    """What a loss returns beside its value, of the part of the batch that it was given.
 
-    The loop averages them over devices and accumulation steps, as it does the gradients.
+    Metrics and stats are means over the batch, of float arrays: the loop averages them over devices
+    and accumulation steps, as it does the gradients. Rows belong to one example each: the loop puts
+    together those of the whole batch, in the batch's order.
     """
 
     metrics: Mapping[str, jax.Array]  # f32[] each, logged as train/NAME
-    stats: Tree = ()  # what `Task.after_update` needs of the batch
+    stats: Tree = ()  # means that `Task.after_update` needs, as of a teacher's outputs
+    rows: Tree = ()  # arrays [b, ...] of the b examples given, as the keys of a queue; `after_update` gets [B, ...]
 
 
 class Task(abc.ABC):
@@ -71,7 +74,13 @@ class Task(abc.ABC):
         return 0.0
 
     def frozen(self) -> Tree:
-        """Return what the loss reads and nothing changes; called at every start."""
+        """Return what the loss reads and nothing changes; called at every start, and by nothing that only plans."""
+        return ()
+
+    def frozen_shapes(self) -> Tree:
+        """Return the shapes and types of `frozen`, as ``jax.eval_shape`` of an ``init`` gives them; loads nothing."""
+        if type(self).frozen is not Task.frozen:
+            raise NotImplementedError(f"{type(self).__name__} has `frozen`, and must say its shapes in `frozen_shapes`")
         return ()
 
     @abc.abstractmethod
@@ -84,8 +93,8 @@ class Task(abc.ABC):
         randomness comes from it.
         """
 
-    def after_update(self, state: TrainState, stats: Tree) -> Tree:
-        """Return the new ``extra``: from the old one, the new parameters and the batch's ``stats``."""
+    def after_update(self, state: TrainState, aux: Aux) -> Tree:
+        """Return the new ``extra``: from the old one, the new parameters and what the loss said of the whole batch."""
         return state.extra
 
     @abc.abstractmethod
