@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import ml_collections
 
 from vit_jax_mixer import specs
-from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.specs import Count, Share, Within
 
 Section = Mapping[str, Any]
