@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from tests.eight_devices import CASES
@@ -118,6 +119,25 @@ def test_what_one_has_saved_the_others_go_on_from(tmp_path, saved_by):
         restored = devices.put_state(checkpoints.restore(3, jax.eval_shape(state), devices.saved_sharding))
         checkpoints.close()
         assert_same(jax.device_get(devices.saved_form(restored)), expected)
+
+
+def test_a_spread_state_moves_the_rows_of_a_batch_and_nothing_else():
+    class Same(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x
+
+    def kept(rows, shape, how="jit(fsdp=2)"):
+        def apply(x):
+            with parallel.create(how)._of_rows(rows):
+                return Same().apply({}, x)
+
+        return str(jax.make_jaxpr(apply)(jnp.zeros(shape))).count("sharding_constraint[")
+
+    assert kept(6, (6, 3)) == 2  # what goes in, and what comes out
+    assert kept(6, (12, 3)) == 2  # two crops of each
+    assert kept(6, (4, 3)) == kept(6, (8, 6)) == kept(6, (0, 3)) == kept(6, (6,)) == 0  # a table, not of the batch
+    assert kept(6, (6, 3), "jit") == 0
 
 
 def test_host_arrays_are_placed_as_well():

@@ -37,6 +37,7 @@ def test_a_chip_is_known_by_the_kind_that_jax_gives_it(kind, name):
         ("v7:2x2", ["'v7' is not known", "v6e"]),
         ("h100:0", ["h100:8"]),
         ("h100:4x2", ["h100:8"]),
+        ("h100:" + "9" * 5000, ["h100:8"]),
         ("", ["--target=v5e:16x16"]),
     ],
 )

@@ -63,7 +63,7 @@ def get_config() -> Any:
 
     # --- The optimizer ---
     config.optim = ConfigDict()
-    config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', with any argument
+    config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', 'lamb(...)', 'lars(...)'
     config.optim.learning_rate = 0.03  # the highest, after the warm-up
     config.optim.schedule = "cosine"  # after the warm-up: 'cosine' or 'linear' to 0, or 'constant'
     config.optim.warmup_steps = 500  # steps in which the rate grows linearly from 0

@@ -71,6 +71,6 @@ def parse(name: str, this_machine: Callable[[], Chip]) -> Target:
             known = ", ".join(f"{kind}:{topology}" for topology in chip.topologies)
             raise UserError(f"--target: {kind} {found}; choose from {known}.")
         return Target(name, chip, tuple(map(int, shape.split("x"))))
-    if not re.fullmatch(r"([1-9]\d*)?", shape) or int(shape or 1) > MOST_SIMULATED:
+    if not re.fullmatch(r"([1-9]\d{0,3})?", shape) or int(shape or 1) > MOST_SIMULATED:
         raise UserError(f"--target: {shape!r} is no number of chips from 1 to {MOST_SIMULATED}; write it as {kind}:8.")
     return Target(name, chip, (int(shape or 1),))
