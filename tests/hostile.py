@@ -80,7 +80,10 @@ def floods() -> dict[str, tuple[bytes, str]]:
         "dicts": (b"}" * 1_100_000, "more than 1,000,000 steps"),
         "nested": (b")" + b"\x85" * 500_000, "holds no parameters"),
         "doubled_key": (b"}" + doubled + b"Ns", "holds no parameters"),
-        "doubled": (t.mapping({"stem.proj.bias": t.tensor(), "x": doubled}), "x is no tensor"),
+        "doubled": (
+            t.mapping({"stem.proj.bias": t.tensor(), "x": doubled}),
+            "too few parameters|a storage that it does not hold",
+        ),
         "endless": (b"N", "holds no parameters"),
         "underflow": (b"R", "a broken pickle"),
         "no_memo": (b"h\x05", "a broken pickle"),

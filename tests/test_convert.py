@@ -54,8 +54,8 @@ def test_defaults_are_the_names_that_files_of_the_suffix_have(tmp_path):
     for family, name in ALL:
         convert(DATA / name, tmp_path / "a.npz", force=True)
         convert(DATA / name, tmp_path / "a.safetensors", force=True)
-        assert pretrained.read(tmp_path / "a.npz")[1] == family
-        assert pretrained.read(tmp_path / "a.safetensors")[1] == f"timm_{family}"
+        assert pretrained.read(tmp_path / "a.npz").convention == family
+        assert pretrained.read(tmp_path / "a.safetensors").convention == f"timm_{family}"
 
 
 def test_the_official_npz_is_as_numpy_reads_it(tmp_path):

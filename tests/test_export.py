@@ -304,11 +304,11 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path):
     assert (target / "thesis.tex").exists()
     target = tmp_path / "new/out"
     export(source, target, formats=["safetensors"])
-    assert pretrained.read(target / "model.safetensors")[1] == "timm_resmlp"
+    assert pretrained.read(target / "model.safetensors").convention == "timm_resmlp"
     with pytest.raises(UserError, match="exists; pass --force to replace it"):
         export(source, target, formats=["safetensors"])
     export(str(DATA / FAMILIES["gmlp"]), target, formats=["safetensors"], force=True)
-    assert pretrained.read(target / "model.safetensors")[1] == "timm_gmlp"
+    assert pretrained.read(target / "model.safetensors").convention == "timm_gmlp"
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 

@@ -14,7 +14,7 @@ from vit_jax_mixer.models.gmlp import GMlp
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.models.mnist_mixer import MnistMixer
 from vit_jax_mixer.models.resmlp import ResMlp
-from vit_jax_mixer.pretrained import names, torch_file
+from vit_jax_mixer.pretrained import name_tables, names, torch_file
 
 MIXERS = json.loads((DATA / "mixer_param_shapes.json").read_text())
 RESMLPS = json.loads((DATA / "resmlp_state_dict_shapes.json").read_text())
@@ -79,7 +79,7 @@ def test_a_reference_file_gives_its_logits_and_round_trips_to_the_bit(convention
 def test_every_other_naming_of_a_model_round_trips_to_the_bit(convention):
     params = names.to_ours(read(convention), convention, "file")
     others = names.conventions_of(params)
-    assert {names.FAMILY[other] for other in others} == {names.FAMILY[convention]}
+    assert {name_tables.FAMILY[other] for other in others} == {name_tables.FAMILY[convention]}
     for other in others:
         flat = names.from_ours(params, other)
         assert names.detect(flat, "file") == other

@@ -201,8 +201,9 @@ def put(entry):
 def assert_fits(reference):
     entry = ENTRIES[reference]
     arrays = put(entry)
-    loaded, convention = pretrained.read(reference)
-    assert_same(names.from_ours(loaded, convention), arrays)
+    weights = pretrained.read(reference)
+    loaded = weights.tree
+    assert_same(names.from_ours(loaded, weights.convention), arrays)
     filled = pretrained.fill(fresh(entry), loaded, new=(), where=reference)
     assert_same(filled, loaded)
 

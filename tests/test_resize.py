@@ -246,8 +246,10 @@ def test_a_workdir_tells_the_size_of_its_images(tmp_path):
     assert known_size(tmp_path) == known_size(tmp_path / "checkpoints/3") == (8, 24)
     assert known_size(tmp_path / "model.json") is None
     assert known_size(tmp_path / "absent.npz") is None
-    (tmp_path / "model.json").write_text("[]")
-    assert known_size(tmp_path) is None
+    for damaged in ("[]", '{"image_shape": [8]}'):
+        (tmp_path / "model.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"model\.json is damaged"):
+            known_size(tmp_path)
 
 
 # --- In a run ---

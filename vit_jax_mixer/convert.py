@@ -1,7 +1,9 @@
 """Convert weights: `python -m vit_jax_mixer.convert SRC DST`, as Mixer-B_16.npz mixer.safetensors.
 
-Formats go by the suffix: .npz, .safetensors, .pth (read only), none for a folder of Orbax. SRC may
-be a workdir. The names in it tell the family. Values stay the same to the bit.
+Formats of DST go by the suffix: .npz, .safetensors, none for a folder of Orbax. SRC may be any of
+them, a PyTorch .pth, or a workdir; its names tell the family. Where it holds several trees of
+parameters, the running mean is taken and that is said; SRC#raw, SRC#ema or SRC#NAME takes another.
+Values stay the same to the bit.
 """
 
 from pathlib import Path
@@ -47,13 +49,13 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, *, fo
 
     target = Path(target).expanduser()
     formats.check_target(target, force=force)
-    tree, read_as = pretrained.read(source)
-    flat, family, write_as = pretrained.rename(tree, target.suffix, to)
+    weights = pretrained.read(source)
+    flat, family, write_as = pretrained.rename(weights.tree, target.suffix.lower(), to)
     formats.write(target, flat, force=force)
     count = sum(value.size for value in flat.values())
     return (
         f"{source} -> {target}: {family or 'a model of ours'}, {count:,} parameters in {len(flat)} arrays, "
-        f"names {read_as} -> {write_as}"
+        f"names {weights.convention} -> {write_as}" + (f"; {weights.origin}" if weights.origin else "")
     )
 
 

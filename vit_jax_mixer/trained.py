@@ -18,7 +18,7 @@ import numpy as np
 from vit_jax_mixer import models, pretrained, specs
 from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import class_names, registry, shapes
+from vit_jax_mixer.pretrained import class_names, folder, registry, shapes, trees
 
 Tree = dict[str, Any]
 FILE = "model.json"
@@ -88,12 +88,17 @@ class Trained:
         module: the Flax module.
         ops: its operations of evaluation, on the host and on the device.
         params: the parameters, in our names.
+        origin: which of the checkpoints, and of the trees of parameters in a file, they are, for people:
+            'step 500, the best by test/accuracy'; '' where there was only one.
+        step: of the checkpoint, where they are of a workdir.
     """
 
     about: About
     module: nn.Module
     ops: images.Ops
     params: Tree
+    origin: str = ""
+    step: int | None = None
 
     def outputs(self, params: Tree, batch: jax.Array) -> dict[str, jax.Array]:
         """Compute what the model says of images; pure, to be jitted.
@@ -118,16 +123,18 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
     """Return a model that is ready for use.
 
     Args:
-        reference: a published name, as 'Mixer-B/16:imagenet1k'; a workdir or an export; a file of
-            weights, or its address.
+        reference: a published name, as 'Mixer-B/16:imagenet1k'; a workdir, a checkpoint in one, or an
+            export; a file of weights, or its address; with ``#TREE`` as `pretrained.read` has it.
         eval_ops: operations in the place of the model's own; '' for those.
 
     Raises:
         UserError: there is no such model, its weights do not fit, or the operations do not.
     """
-    path = pretrained.locate(reference)
-    tree, convention = pretrained.read(_weights(path))
-    about = About.read(path) if (path / FILE).is_file() else _about_file(reference, tree, convention)
+    plain, tree = trees.split(reference)
+    path = pretrained.locate(plain)
+    weights = pretrained.read(f"{_weights(path)}#{tree}" if tree else _weights(path))
+    run = folder.run_of(path)
+    about = About.read(run) if (run / FILE).is_file() else _about_file(plain, weights)
     if eval_ops:
         about = dataclasses.replace(about, eval_ops=eval_ops)
     # How a training saves time and memory changes nothing here but the layout of the parameters.
@@ -138,7 +145,8 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
         raise UserError(f"the operations {about.eval_ops!r} give bytes of 0 to 255; end them with value_range(-1, 1).")
     image = jax.ShapeDtypeStruct((1, *about.image_shape), np.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    return Trained(about, module, ops, pretrained.fill(like, tree, new=(), where=reference))
+    params = pretrained.fill(like, weights.tree, new=(), where=reference)
+    return Trained(about, module, ops, params, weights.origin, weights.step)
 
 
 def _weights(path: Path) -> Path:
@@ -151,9 +159,9 @@ def _weights(path: Path) -> Path:
     raise UserError(f"the export {path} holds no weights that can be read; export again, with --format=safetensors.")
 
 
-def _about_file(reference: str, tree: Tree, convention: str) -> About:
+def _about_file(reference: str, weights: pretrained.Weights) -> About:
     """Describe weights without a ``model.json``: by the registry, or else by their shapes."""
-    model, shape = shapes.infer(tree, convention, reference)
+    model, shape = shapes.infer(weights.tree, weights.convention, reference)
     published = registry.lookup(reference)
     if published:
         return About(

@@ -18,6 +18,7 @@ from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.export.files import Written
 from vit_jax_mixer.pretrained import folder as checkpoints
+from vit_jax_mixer.pretrained import trees
 from vit_jax_mixer.trained import CARD, FILE, Trained
 
 TEXT = "MODEL_CARD.md"
@@ -48,7 +49,7 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
         "outputs": {name: {"dtype": "float32", "shape": ["b", *like.shape[1:]]} for name, like in outputs.items()},
         "probabilities": about.probabilities,
         "preprocessing": _operations(about.eval_ops),
-        **_history(pretrained.locate(reference)),
+        **_history(pretrained.locate(trees.split(reference)[0]), trained.step),
         "formats": {name: dataclasses.asdict(done) for name, done in written.items()},
         "versions": {
             "vit_jax_mixer": __version__,
@@ -73,32 +74,32 @@ def _operations(eval_ops: str) -> list[dict[str, str]]:
     return found
 
 
-def _history(path: Path) -> dict[str, Any]:
+def _history(path: Path, step: int | None) -> dict[str, Any]:
     """Return the config of the run that the weights come from, and the evaluation of their checkpoint.
 
     Raises:
         UserError: what a run or an export wrote of it is damaged.
     """
     names = ("config", "evaluation")
+    path = checkpoints.run_of(path)
     try:
         if (path / CARD).is_file():
             return {name: _json(path / CARD)[name] for name in names}
         config = _json(path / "config.json") if (path / "config.json").is_file() else None
-        return dict(zip(names, (config, _evaluation_of(path)), strict=True))
+        return dict(zip(names, (config, _evaluation_of(path, step)), strict=True))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: its {CARD}, config.json or metrics.jsonl cannot be read ({error}); mend or remove it."
         ) from error
 
 
-def _evaluation_of(workdir: Path) -> dict[str, Any] | None:
+def _evaluation_of(workdir: Path, step: int | None) -> dict[str, Any] | None:
     """Return the line of ``metrics.jsonl`` for the checkpoint whose parameters are taken; None if there is none."""
-    if not ((workdir / "metrics.jsonl").is_file() and (workdir / "checkpoints").is_dir()):
+    if step is None or not (workdir / "metrics.jsonl").is_file():
         return None
-    step = checkpoints.arrays_folder(workdir).parent.name
     text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    scores = [line for line in lines if str(line["step"]) == step and not any(n.startswith("train/") for n in line)]
+    scores = [line for line in lines if line["step"] == step and not any(n.startswith("train/") for n in line)]
     return scores[-1] if scores else None
 
 

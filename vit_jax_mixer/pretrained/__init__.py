@@ -1,5 +1,6 @@
 """Published weights, in our names."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,38 +9,77 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import download, formats, names, registry, resize
+from vit_jax_mixer.pretrained import download, folder, formats, name_tables, names, registry, resize, transfer, trees
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
 OURS = "ours"  # the convention of what has our names and is of no published family
+DESCRIPTION = "model.json"  # beside our own weights; `trained.About`
 _ROWS = 20  # of the table in `fill`
 
 
-def load(path: str | Path) -> Tree:
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The parameters of a checkpoint.
+
+    Attributes:
+        tree: in our names.
+        convention: of the names in the file.
+        origin: what of the file they are, as 'step 500, the newest'; '' where there was nothing to choose.
+        step: of a workdir's checkpoint.
+    """
+
+    tree: Tree
+    convention: str
+    origin: str = ""
+    step: int | None = None
+
+
+def load(reference: str | Path) -> Tree:
+    """Return the parameters that `read` finds, and tell what they are where there was a choice."""
+    weights = read(reference)
+    if weights.origin:
+        transfer.say(f"{reference}: {weights.origin}")
+    return weights.tree
+
+
+def read(reference: str | Path) -> Weights:
     """Read the parameters of a checkpoint, whatever its format, into our names; nothing in it is run.
 
     Args:
-        path: an official Mixer ``.npz``, a timm ``.safetensors``, a PyTorch ``.pth``, a workdir, or
-            any other that `formats` lists; or what `locate` fetches.
+        reference: an official Mixer ``.npz``, a timm ``.safetensors``, a PyTorch ``.pth``, a workdir, or
+            any other that `formats` lists; or what `locate` fetches. ``#TREE`` after it asks for one of
+            several trees of parameters, as ``run#raw`` (`trees`).
 
     Raises:
         UserError: the file is missing, damaged, hostile, or holds no parameters of a known model.
     """
-    return read(path)[0]
+    plain, tree = trees.split(reference)
+    path = locate(plain)
+    described = (folder.run_of(path) / DESCRIPTION).is_file()  # then no names are guessed
+    chooser = trees.Chooser(str(path), tree, ours=described)
+    flat, place = formats.read_from(path, chooser)
+    convention = _convention_of(flat, str(path), ours=described)
+    ours = convention == OURS or name_tables.CONVENTIONS[convention].native
+    found = _nested(flat, path) if ours else names.to_ours(flat, convention, str(path))
+    return Weights(found, convention, "; ".join(filter(None, [place.why, chooser.said])), place.step)
 
 
-def read(path: str | Path) -> tuple[Tree, str]:
-    """Return the parameters in our names, and the convention of the names in the file."""
-    flat = formats.read(locate(path))
+def _convention_of(flat: Mapping[str, Any], where: str, *, ours: bool) -> str:
+    """Return the convention of the names in a file; `OURS` where they are ours and of no table."""
+    if ours:
+        # Runs of before the MnistMixer's blocks had a name of their own.
+        old = name_tables.CONVENTIONS["mnist_mixer_old"]
+        is_old = "head/Dense_0/kernel" in flat and all(old.read(name) for name in flat)
+        fitting = names.conventions_of(traverse_util.unflatten_dict(flat, sep="/"))
+        return "mnist_mixer_old" if is_old else next(iter(fitting), OURS)
     try:
-        convention = names.detect(flat, str(path))
+        return names.detect(flat, where)
     except UserError:
         # A tree of ours without a table; other names have dots.
         if not any("/" in name for name in flat):
             raise
-        return _nested(flat, path), OURS
-    return names.to_ours(flat, convention, str(path)), convention
+        return OURS
 
 
 def locate(reference: str | Path) -> Path:
@@ -117,7 +157,7 @@ def rename(tree: Tree, suffix: str, to: str | None = None) -> tuple[dict[str, An
         UserError: the family has no such names.
     """
     conventions = names.conventions_of(tree)
-    family = names.FAMILY[conventions[0]] if conventions else ""
+    family = name_tables.FAMILY[conventions[0]] if conventions else ""
     convention = _convention(family, suffix, to)
     flat = names.from_ours(tree, convention) if convention != OURS else flatten(tree)
     return flat, family, convention
@@ -132,8 +172,8 @@ def _convention(family: str, suffix: str, to: str | None) -> str:
     official = {"mixer": "mixer", "resmlp": "official_resmlp"}
     if to is None:  # of the families only the Mixer has official names that are JAX's
         wanted = f"timm_{family}" if suffix == ".safetensors" else family
-        return wanted if wanted in names.FAMILY else OURS
+        return wanted if wanted in name_tables.FAMILY else OURS
     wanted = f"timm_{family}" if to == "timm" else official.get(family, "")
-    if wanted not in names.FAMILY:
+    if wanted not in name_tables.FAMILY:
         raise UserError(f"{family or 'this model'} has no {to} names; leave out --to for ours.")
     return wanted

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.pretrained.checks import check_count
 
 # Weights hardly compress; a fresh model's zeros do, but are not most of it.
 MAX_RATIO = 20
@@ -38,6 +39,7 @@ def open_archive(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
 def _check(archive: zipfile.ZipFile, path: Path) -> None:
     size = path.stat().st_size
     members = archive.infolist()
+    check_count(len(members), path)
     names = set()
     for member in members:
         check_name(member.filename, path)

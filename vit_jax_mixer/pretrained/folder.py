@@ -1,7 +1,10 @@
 """Our own checkpoints as weights: the parameters in a workdir, without the optimizer's state."""
 
-import json
+import dataclasses
 import math
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +14,54 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from vit_jax_mixer import files, seal
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained.checks import Flat, check_dtype
+from vit_jax_mixer.pretrained import archive
+from vit_jax_mixer.pretrained.checks import Choose, Flat, check_count, check_dtype, check_shape, everything
+
+UNCHECKED = "VIT_JAX_MIXER_UNCHECKED"  # environment variable; set to 1, checksums are not compared
 
 
-def read(path: Path) -> Flat:
-    """Return the parameters in a folder, or their running mean where the run kept one, by name.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a folder the arrays are.
+
+    Attributes:
+        path: the folder of the checkpoint, or of parameters alone.
+        step: of the checkpoint; None for parameters alone.
+        why: which checkpoint it is, for people, as 'step 500, the newest'.
+    """
+
+    path: Path
+    step: int | None
+    why: str
+
+
+def read(path: Path, choose: Choose = everything) -> tuple[Flat, Place]:
+    """Return the arrays in a folder, by name, and where in it they were.
 
     The folder is a workdir or its ``checkpoints`` (the best checkpoint counts where the run kept
-    one, or else the newest), a checkpoint in it, or what `write` made.
+    one, or else the newest, and the next where that is damaged), a checkpoint in it, or what
+    `write` made. A checkpoint's files are compared with their checksums first.
 
     Raises:
-        UserError: there is no checkpoint in it, it is damaged, or it holds something else.
+        UserError: there is no checkpoint in it that is whole, or it holds something else.
     """
-    try:
-        folder = epath.Path(arrays_folder(path))
-    except OSError as error:
-        raise UserError(f"cannot read the folder {path} ({error.strerror}); mend its permissions.") from error
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        metadata = handler.metadata(folder).tree
-        part = ""
-        if "opt_state" in metadata:  # a state, whose parameters are read alone
-            part = "ema" if metadata.get("ema") else "params"
-            metadata = {part: metadata[part]}
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        arrays = handler.restore(
-            folder, args=ocp.args.PyTreeRestore(metadata, restore_args=arguments, partial_restore=True)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{folder} is not a checkpoint that can be read ({reason}); take another.") from error
-    finally:
-        handler.close()
-    flat: Flat = {}
-    for name, value in traverse_util.flatten_dict(arrays[part] if part else arrays, sep="/").items():
-        if not isinstance(value, np.ndarray):
-            raise UserError(f"{folder}: {name} is no array; is it a checkpoint of a model?")
-        check_dtype(name, value.dtype, folder)
-        flat[name] = value
-    return flat
+    problems: list[str] = []
+    places = _places(path)
+    for place in places:
+        try:
+            _check(place.path)
+            inner = place.path / "default"
+            flat = _arrays(inner if inner.is_dir() else place.path, choose)
+        except UserError as error:
+            if len(places) == 1:
+                raise
+            problems.append(str(error))
+        else:
+            why = "; ".join([place.why, *(f"another is passed over: {problem}" for problem in problems)])
+            return flat, dataclasses.replace(place, why=why)
+    raise UserError(f"no checkpoint in {path} can be read: {problems[0]}")
 
 
 def write(path: Path, flat: Flat) -> None:
@@ -67,39 +78,152 @@ def holds_arrays(path: Path) -> bool:
     return (path / "_METADATA").is_file() or (path / "manifest.ocdbt").is_file()
 
 
-def arrays_folder(path: Path) -> Path:
-    """Return the folder of the arrays that a person means by a workdir or a part of one; see `read`."""
+def run_of(path: Path) -> Path:
+    """Return the workdir that a folder of checkpoints, or a checkpoint, or its arrays, is in; or else the folder."""
     path = path.absolute()
-    if (path / "checkpoints").is_dir():
-        path = path / "checkpoints"
-    steps = [p for p in path.iterdir() if p.name.isdecimal() and (p / "default").is_dir()]
-    if steps:
-        path = max(steps, key=lambda p: (_score(p, _best(path.parent)), int(p.name)))
-    if (path / "default").is_dir():
-        path = path / "default"
-    if not holds_arrays(path):
-        raise UserError(f"there is no checkpoint in the folder {path}; give a workdir, or a folder in its checkpoints.")
-    return path
+    return next((one.parent for one in (path, *path.parents[:2]) if one.name == "checkpoints"), path)
+
+
+def _places(path: Path) -> list[Place]:
+    """Return the checkpoints that a person may mean by a folder, those to take first first.
+
+    Raises:
+        UserError: there is none, or the folder cannot be read.
+    """
+    try:
+        path = path.absolute()
+        if (path / "checkpoints").is_dir():
+            path = path / "checkpoints"
+        # Orbax names what is not whole yet, or is about to go, otherwise.
+        steps = {int(p.name): p for p in path.iterdir() if _is_step(p.name) and p.is_dir()}
+    except OSError as error:
+        raise UserError(f"cannot read the folder {error.filename} ({error.strerror}); mend its permissions.") from error
+    if not steps or holds_arrays(path):
+        if not (holds_arrays(path) or (path / "default").is_dir()):
+            raise UserError(
+                f"there is no checkpoint in the folder {path}; give a workdir, or a folder in its checkpoints."
+            )
+        place = next((p for p in (path, path.parent) if _is_step(p.name) and p.parent.name == "checkpoints"), None)
+        return [Place(place, int(place.name), f"step {place.name}") if place else Place(path, None, "")]
+    best = _best(run_of(path))
+    scores = {step: _score(folder, best) for step, folder in steps.items()}
+
+    def why(step: int) -> str:
+        if scores[step] > -math.inf:
+            return f"step {step}, the best by {best}"
+        return f"step {step}" + (", the newest" if step == max(steps) else "")
+
+    order = sorted(steps, key=lambda step: (scores[step], step), reverse=True)
+    return [Place(steps[step], step, why(step)) for step in order]
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+def _check(step: Path) -> None:
+    """Compare a checkpoint with its checksums; ``VIT_JAX_MIXER_UNCHECKED=1`` leaves it out."""
+    if os.environ.get(UNCHECKED, "") in ("", "0") and (what := seal.damage(step)):
+        raise UserError(f"the checkpoint {step} is damaged ({what}); take another.")
 
 
 def _best(workdir: Path) -> str:
-    """Return the metric by which the run kept its best checkpoint; '' for none."""
-    config = _json(workdir / "config.json")
-    checkpoint = config.get("checkpoint", {})
-    return checkpoint.get("best", "") if isinstance(checkpoint, dict) else ""
+    """Return the metric by which the run kept its best checkpoint; '' for none.
+
+    Raises:
+        UserError: the run's config does not tell.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return ""
+    checkpoint = files.read_json(path).get("checkpoint")
+    best = checkpoint.get("best") if isinstance(checkpoint, dict) else None
+    if not isinstance(best, str):
+        raise UserError(f"{path} is damaged (it does not say checkpoint.best); restore it, or name a checkpoint.")
+    return best
 
 
 def _score(step: Path, best: str) -> float:
     """Return what the best step has most of, as `checkpoint.Checkpoints` counts."""
-    value = _json(step / "metrics/metrics").get(best, math.nan) if best else math.nan
+    path = step / "metrics/metrics"
+    if not (best and path.exists()):  # there are some only after an evaluation
+        return -math.inf
+    try:
+        value = files.read_json(path).get(best)
+    except UserError:  # then its checksum is wrong as well
+        return math.inf
     if not isinstance(value, float) or not math.isfinite(value):
         return -math.inf
     return -value if best.removesuffix("_ema").endswith("loss") else value
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _arrays(path: Path, choose: Choose) -> Flat:
+    """Read what Orbax wrote to a folder.
+
+    Raises:
+        UserError: it is damaged, holds other things than arrays, or promises more than it can hold.
+    """
+    if not holds_arrays(path):
+        raise UserError(f"{path} holds no arrays; take another checkpoint.")
+    size = sum(_sizes(path))
+    folder = epath.Path(path)
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):  # metrics are there only where there were some
-        return {}
-    return content if isinstance(content, dict) else {}
+        metadata: dict[str, Any] = traverse_util.flatten_dict(handler.metadata(folder).tree, sep="/")
+        check_count(len(metadata), path)
+        shapes = {}
+        for name, value in metadata.items():
+            archive.check_name(name, path)
+            if hasattr(value, "shape") and hasattr(value, "dtype"):  # neither a text nor an empty dict
+                check_shape(name, value.shape, path)
+                shapes[name] = tuple(value.shape)
+        wanted = choose(shapes)
+        _check_size(path, size, [metadata[name] for name in wanted.values()])
+        tree = traverse_util.unflatten_dict({name: metadata[name] for name in wanted.values()}, sep="/")
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = handler.restore(
+            folder, args=ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{path} is not a checkpoint that can be read ({reason}); take another.") from error
+    finally:
+        handler.close()
+    arrays = traverse_util.flatten_dict(restored, sep="/")
+    flat: Flat = {}
+    for new, name in wanted.items():
+        value = arrays[name]
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{path}: {name} is no array; is it a checkpoint of a model?")
+        check_dtype(name, value.dtype, path)
+        flat[new] = value
+    return flat
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    """Yield the bytes of each file below a folder, on the disk where that is less.
+
+    Raises:
+        UserError: there is a pipe or a device, which reading would wait for.
+    """
+    for folder, _, names in os.walk(path):
+        for name in names:
+            status = os.stat(os.path.join(folder, name))
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{folder}/{name} is no regular file; remove it, or take another checkpoint.")
+            yield status.st_size
+
+
+def _check_size(path: Path, size: int, arrays: list[Any]) -> None:
+    """Refuse arrays, or the pieces in which they lie, that are far larger than the files: those unpack to zeros."""
+    pieces = [getattr(array.storage, "chunk_shape", None) or array.shape for array in arrays]
+    promised = sum(
+        max(archive.size_of(tuple(shape), np.dtype(array.dtype)) for shape in (array.shape, piece))
+        for array, piece in zip(arrays, pieces, strict=True)
+    )
+    if promised > max(archive.MAX_RATIO * size, archive.SMALL):
+        raise UserError(
+            f"{path} has {size:,} bytes and promises {promised:,}, which weights cannot do; it is damaged or a trap."
+        )

@@ -1,69 +1,87 @@
-"""Files of named arrays, by suffix: what each holds comes back as it is, in the names of the file.
+"""Files of named arrays: what each holds comes back as it is, in the names of the file.
 
-| suffix | what it is | read | written |
+| what it is | usual suffixes | read | written |
 |---|---|---|---|
-| ``.npz`` | official Mixer checkpoints, our own trees | `npz` | `npz` |
-| ``.safetensors`` | timm | here | here |
-| ``.pth``, ``.pt``, ``.bin`` | PyTorch | `torch_file` | no |
-| none, a folder | a workdir, a checkpoint of it, or parameters alone (Orbax) | `folder` | `folder` |
+| official Mixer checkpoints, our own trees | ``.npz`` | `npz` | `npz` |
+| timm | ``.safetensors`` | `safetensors_file` | `safetensors_file` |
+| PyTorch | ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.tar`` | `torch_file` | no |
+| a folder: a workdir, a checkpoint of it, or parameters alone (Orbax) | none | `folder` | `folder` |
 
-All of them check what they read: floats only, none of them NaN or infinite, sane names, and sizes
-that agree with the file's before any memory is taken.
+A file's first bytes say what it is, whatever its suffix; that counts where they do not. All readers
+check what they read: floats only, none of them NaN or infinite, sane names, and sizes that agree
+with the file's before any memory is taken.
 """
 
-import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
+from vit_jax_mixer import files
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import archive, folder, npz, torch_file
-from vit_jax_mixer.pretrained.checks import Flat, check_finite
-
-_MAX_HEADER = 1 << 24  # bytes; Mixer-H/14 needs 50,000
-_FLOATS = ("F64", "F32", "F16", "BF16")
+from vit_jax_mixer.pretrained import folder, npz, safetensors_file, torch_file
+from vit_jax_mixer.pretrained.checks import Choose, Flat, check_finite, check_whole, everything
 
 
-def read(path: str | Path) -> Flat:
+def read(path: str | Path, choose: Choose = everything) -> Flat:
     """Return the arrays of a file or folder of weights.
+
+    Args:
+        path: the file or folder.
+        choose: which of its arrays are wanted, and by what names.
 
     Raises:
         UserError: there is none, or it is not what its suffix says, or holds what weights do not.
     """
+    return read_from(path, choose)[0]
+
+
+def read_from(path: str | Path, choose: Choose) -> tuple[Flat, folder.Place]:
+    """Return what `read` does, and where that was."""
     path = Path(path).expanduser()
-    if path.is_dir() and path.suffix not in READERS:
-        flat = folder.read(path)
-    else:
-        _check_file(path)
-        flat = READERS[path.suffix](path)
+    flat, place = (
+        folder.read(path, choose) if path.is_dir() else (_reader(path)(path, choose), folder.Place(path, None, ""))
+    )
     if not flat:
         raise UserError(f"{path} holds no parameters; give a file of weights.")
     check_finite(flat, path)
-    return flat
+    return flat, place
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not {'an' if path.suffix == '.npz' else 'a'} {path.suffix} file.")
-    if not path.is_file():
+def _reader(path: Path) -> Callable[[Path, Choose], Flat]:
+    """Return what reads a file, by its first bytes or else its suffix."""
+    if not os.path.lexists(path):
         raise UserError(f"there is no file {path}; give the path of a downloaded checkpoint or of a workdir.")
-    if path.suffix not in READERS:
+    with files.open_regular(path) as file:
+        check_whole(file.fileno(), path)
+        head = file.read(64)
+    reader = READERS.get(path.suffix.lower())
+    if head.startswith(b"PK\3\4"):
+        reader = _of_archive(path) or reader
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        reader = safetensors_file.read
+    elif head.startswith(b"\x80\x02\x8a\x0a"):  # the magic number of PyTorch's older layout
+        reader = torch_file.read
+    if reader is None:
         raise UserError(f"{path} is not a file of weights by its suffix; known are {', '.join(READERS)}, and folders.")
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); mend its permissions.") from error
-    if not head:
+    if not head.strip():
         raise UserError(f"{path} is empty; download it again.")
-    if head.startswith(b"<"):
+    if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, as a failed download leaves it, and no weights; download it again.")
+    return reader
+
+
+def _of_archive(path: Path) -> Callable[[Path, Choose], Flat] | None:
+    """Return what reads a zip archive, by the names in it; None for what is no sound one."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            names = opened.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return npz.read
+    return torch_file.read if any(name.endswith("/data.pkl") for name in names) else None
 
 
 def write(path: Path, flat: Flat, *, force: bool = False) -> None:
@@ -77,12 +95,12 @@ def write(path: Path, flat: Flat, *, force: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[path.suffix](temporary, flat)
+        WRITERS[path.suffix.lower()](temporary, flat)
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # Orbax has the latter for arrays without elements
-        reason = getattr(error, "strerror", None) or _line(error)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(f"cannot write {path} ({reason}); choose another place or format.") from error
     finally:
         if temporary.is_dir():
@@ -97,85 +115,29 @@ def check_target(path: Path, *, force: bool) -> None:
     Raises:
         UserError: as for `write`.
     """
-    if path.suffix in READERS and path.suffix not in WRITERS:
+    suffix = path.suffix.lower()
+    if suffix in READERS and suffix not in WRITERS:
         raise UserError(
             f"{path}: {path.suffix} files are read and not written, since they are programs; "
             f"write {path.with_suffix('.safetensors').name}, which PyTorch users load with the safetensors library."
         )
-    if path.suffix not in WRITERS:
+    if suffix not in WRITERS:
         raise UserError(f"{path} has no suffix that can be written; known are .npz, .safetensors and none, a folder.")
     if not path.exists():
         return
     if not force:
         raise UserError(f"{path} exists; pass --force to replace it, or choose another name.")
-    if path.is_dir() != (path.suffix == "") or (path.is_dir() and not folder.holds_arrays(path)):
+    if path.is_dir() != (suffix == "") or (path.is_dir() and not folder.holds_arrays(path)):
         raise UserError(f"{path} is something else than would be written there; choose another name.")
 
 
-def read_safetensors(path: Path) -> Flat:
-    """Read a ``.safetensors`` file.
-
-    Raises:
-        UserError: it is none, is damaged, or holds anything but floats.
-    """
-    _check_header(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 # it is no dict
-                archive.check_name(name, path)
-                kind = file.get_slice(name).get_dtype()
-                if kind not in _FLOATS:
-                    raise UserError(f"{path}: {name} has type {kind}, not float; is it a checkpoint?")
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, OverflowError, MemoryError, TypeError) as error:
-        raise UserError(f"{path} is not a .safetensors file ({_line(error)}); download it again.") from error
-
-
-def _check_header(path: Path) -> None:
-    """Look at the length of the header and for names given twice; the library checks the rest."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, _MAX_HEADER):
-            raise UserError(
-                f"{path} has {size:,} bytes and promises a header of {length:,}; "
-                "it is no .safetensors file, or cut short: download it again."
-            )
-        header = file.read(length)
-    try:
-        json.loads(header, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a .safetensors file ({_line(error)}); download it again.") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) < len(pairs):
-        raise ValueError("a name is given twice in its header")
-    return names
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def write_safetensors(path: Path, flat: Flat) -> None:
-    """Write a ``.safetensors`` file with the mark that PyTorch's readers ask for."""
-    # The library takes the memory as it lies, and so must not be given views of another order.
-    arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in flat.items()}
-    # Not by its `save_file`, whose files nobody else may read (mode 0600).
-    path.write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
-
-
-READERS: Mapping[str, Callable[[Path], Flat]] = {
+READERS: Mapping[str, Callable[[Path, Choose], Flat]] = {
     ".npz": npz.read,
-    ".safetensors": read_safetensors,
-    ".pth": torch_file.read,
-    ".pt": torch_file.read,
-    ".bin": torch_file.read,
+    ".safetensors": safetensors_file.read,
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), torch_file.read),
 }
 WRITERS: Mapping[str, Callable[[Path, Flat], None]] = {
     ".npz": npz.write,
-    ".safetensors": write_safetensors,
+    ".safetensors": safetensors_file.write,
     "": folder.write,
 }

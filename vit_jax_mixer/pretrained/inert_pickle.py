@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 MAX_OPCODES = 1_000_000  # ten optimizers' worth for the largest published model
 MAX_BYTES = 1 << 26  # of the pickle itself; the weights lie beside it
 MAX_ARGUMENT = 1 << 22  # bytes of one text or number
+MAX_NAME = 1000  # characters of a module and a name in it
 
 
 class BadPickleError(Exception):
@@ -40,13 +41,19 @@ class StandIn:
     make: Callable[..., Any] = lambda *args: OPAQUE
 
 
-def load(file: BinaryIO, known: Mapping[str, StandIn], persistent: Callable[[Any], Any] | None = None) -> Any:
+def load(
+    file: BinaryIO,
+    known: Mapping[str, StandIn],
+    persistent: Callable[[Any], Any] | None = None,
+    most: int = MAX_OPCODES,
+) -> Any:
     """Return what one pickle describes, and leave the file behind its end.
 
     Args:
         file: open at the pickle.
         known: stand-ins by "module name", as in "collections OrderedDict".
         persistent: makes an object of a persistent id; none may occur if it is None.
+        most: steps that it may have.
 
     Returns:
         Numbers, text, bytes, None, tuples, lists, dicts (only what has text for a key), what the
@@ -57,7 +64,7 @@ def load(file: BinaryIO, known: Mapping[str, StandIn], persistent: Callable[[Any
     """
     machine = _Machine(known, persistent)
     try:
-        for name, argument in _opcodes(_Bounded(file)):
+        for name, argument in _opcodes(_Bounded(file), most):
             if name == "STOP":
                 return machine.stack.pop()
             machine.step(name, argument)
@@ -66,10 +73,10 @@ def load(file: BinaryIO, known: Mapping[str, StandIn], persistent: Callable[[Any
     raise BadPickleError("holds a pickle without an end")
 
 
-def _opcodes(file: Any) -> Iterator[tuple[str, Any]]:
+def _opcodes(file: Any, most: int) -> Iterator[tuple[str, Any]]:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count >= MAX_OPCODES:
-            raise BadPickleError(f"holds a pickle of more than {MAX_OPCODES:,} steps")
+        if count >= most:
+            raise BadPickleError(f"holds a pickle of more than {most:,} steps")
         yield opcode.name, argument
 
 
@@ -121,6 +128,7 @@ class _Machine:
         self.stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
+        self._copied = 0  # objects that calls were given
         self._known = known
         self._persistent = persistent
 
@@ -235,6 +243,8 @@ class _Machine:
     def _find(self, module: Any, name: Any) -> StandIn:
         if not isinstance(module, str) or not isinstance(name, str):
             raise BadPickleError("holds a pickle that computes the name of a function")
+        if len(module) + len(name) > MAX_NAME:  # joining it would copy it each time
+            raise BadPickleError(f"asks for {module[:40]!r}..., which is no tensor; nothing of it was run")
         if f"{module} {name}" not in self._known:
             full = f"{module}.{name}"
             raise BadPickleError(f"asks for {full[:80]!r}, which is no tensor; nothing of it was run")
@@ -269,13 +279,18 @@ class _Machine:
     def _make(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, StandIn) or not isinstance(arguments, tuple):
             raise BadPickleError(f"calls a {type(function).__name__}, which is no function")
+        # A call may copy what it is given, and the same may be given to each.
+        long = [one for one in (arguments, *arguments) if isinstance(one, (tuple, list)) and len(one) > 16]
+        self._copied += sum(map(len, long))
+        if self._copied > MAX_OPCODES:
+            raise BadPickleError(f"holds a pickle whose calls are given more than {MAX_OPCODES:,} objects")
         self.stack.append(function.make(*arguments))
 
     def _op_build(self, argument: Any) -> None:
         """Give an object its state; a dict's may hold PyTorch's versions of modules, and is dropped."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if target is OPAQUE or (isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}):
+        if target is OPAQUE or (isinstance(target, dict) and isinstance(state, dict) and _is_metadata(state)):
             return
         raise BadPickleError(f"sets the state of a {type(target).__name__}, which tensors do not need")
 
@@ -283,3 +298,7 @@ class _Machine:
         if self._persistent is None:
             raise BadPickleError("refers to a storage where there is none")
         self.stack.append(self._persistent(self.stack.pop()))
+
+
+def _is_metadata(state: dict[str, Any]) -> bool:
+    return len(state) <= 1 and set(state) <= {"_metadata"}

@@ -16,7 +16,6 @@ Weights do not tell the image size they are for: it is that in ``model.json``, o
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -27,9 +26,9 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import files, specs
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import names
+from vit_jax_mixer.pretrained import folder, names, trees
 
 Tree = dict[str, Any]
 Size = tuple[int, int]  # height, width
@@ -202,14 +201,13 @@ def differ_in_size(misfits: Iterable[tuple[str, Shape | None, Shape | None]]) ->
 
 def known_size(path: str | Path) -> Size | None:
     """Return height and width of the images of a workdir, or of a checkpoint in it, by its ``model.json``."""
-    path = Path(path).expanduser().absolute()
-    for folder in (path, *path.parents[:3]) if path.is_dir() else ():
-        try:
-            height, width, _ = json.loads((folder / "model.json").read_text(encoding="utf-8"))["image_shape"]
-            return int(height), int(width)
-        except (OSError, ValueError, KeyError, TypeError):  # it is a help, where there is one
-            continue
-    return None
+    file = folder.run_of(Path(trees.split(path)[0]).expanduser()) / "model.json"
+    if not file.is_file():
+        return None
+    match files.read_json(file).get("image_shape"):
+        case [int(height), int(width), _]:
+            return height, width
+    raise UserError(f"{file} is damaged (its image_shape is not three sizes); restore it.")
 
 
 def _axes(name: str) -> Axes:
