@@ -239,3 +239,12 @@ def test_trees_of_other_models_have_no_convention():
         names.from_ours(tree, "timm_mixer")
     with pytest.raises(UserError, match="'timm' is not known"):
         names.from_ours(tree, "timm")
+
+
+def test_the_names_of_a_mnist_mixer_from_before_its_blocks_had_their_own_are_read():
+    tree = jax.eval_shape(MnistMixer(num_classes=10).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    shapes = shapes_of(tree)
+    old = {name.replace("MnistMixerBlock", "MixerBlock"): shape for name, shape in shapes.items()}
+    assert old.keys() != shapes.keys()
+    assert names.detect(old, "file") == "mnist_mixer_old"
+    assert shapes_of(names.to_ours(hollow(old), "mnist_mixer_old", "file")) == shapes

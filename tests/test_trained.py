@@ -49,6 +49,47 @@ def test_a_workdir_says_what_it_is(digits_run):
     assert not about.licence
 
 
+def with_parameters(workdir, folder, changed):
+    """Return a copy of a workdir with one checkpoint, 1, of other parameters and no checksums."""
+    folder.mkdir()
+    shutil.copy(workdir / FILE, folder)
+    state = {"step": np.ones(1, np.float32), **{f"params/{name}": value for name, value in changed.items()}}
+    formats.write(folder / "checkpoints/1/default", state)
+    return folder
+
+
+def test_names_in_a_workdir_are_not_guessed(digits_run, tmp_path):
+    flat = flat_params(digits_run)
+    gate = {**flat, "MixerBlock_0/gate": np.ones(64, np.float32), "projection/kernel": np.ones((64, 8), np.float32)}
+    workdir = with_parameters(digits_run, tmp_path / "a", gate)
+    for path in (workdir, workdir / "checkpoints", workdir / "checkpoints/1", workdir / "checkpoints/1/default"):
+        assert flat_params(path).keys() == gate.keys()
+    formats.write(tmp_path / "gate.npz", gate)
+    assert flat_params(tmp_path / "gate.npz").keys() == gate.keys()
+    # Another model's, with names that a published table has for others.
+    named = dict.fromkeys(("embedding/kernel", "embedding/bias", "encoder/head/kernel"), flat["stem/kernel"])
+    assert flat_params(with_parameters(digits_run, tmp_path / "b", named)).keys() == named.keys()
+    with pytest.raises(UserError, match=r"(?s)does not fit.*MixerBlock_0/gate +\(64,\) +absent"):
+        open_model(str(workdir))
+
+
+def test_a_mnist_mixer_from_before_its_blocks_had_a_name_of_their_own_is_read(digits_run, tmp_path):
+    module = models.create("MnistMixer", num_classes=10)
+    like = pretrained.flatten(jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 28, 28, 1)))["params"])
+    flat = {name.replace("MnistMixer", "Mixer"): np.ones(leaf.shape, np.float32) for name, leaf in like.items()}
+    workdir = with_parameters(digits_run, tmp_path / "a", flat)
+    assert flat_params(workdir).keys() == like.keys()
+
+
+def test_what_is_opened_says_which_checkpoint_it_is(digits_run):
+    for path in (digits_run, digits_run / "checkpoints", digits_run / "checkpoints/60"):
+        trained = open_model(str(path))
+        assert trained.about.class_names == tuple("0123456789")
+        assert trained.step == 60
+        assert trained.origin.startswith("step 60")
+    assert "the best by test/accuracy" in open_model(str(digits_run)).origin
+
+
 def test_features_logits_and_probabilities_belong_together(digits_run):
     trained = open_model(str(digits_run))
     found = answers(trained)
