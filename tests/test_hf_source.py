@@ -1,5 +1,9 @@
 import io
+import json
+import os
 import pickle
+import sys
+import tracemalloc
 
 import cloudpickle
 import datasets
@@ -102,7 +106,7 @@ def test_images_may_be_files(tmp_path):
     pq.write_table(pa.table({"image": images, "label": [0, 1, 1]}), tmp_path / "data.parquet")
     source = open_source(f"hf:{tmp_path}/data.parquet", "train")
     assert pixels(source.examples[0]["image"])[0, 0, 0] == 0
-    with pytest.raises(UserError, match=r"cannot read .*y.png of .*row 1 \(No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*y.png \(No such file"):
         source.examples[1]
     with pytest.raises(UserError, match="row 2 has no image"):
         source.examples[2]
@@ -143,10 +147,8 @@ def test_a_copy_is_small_and_reads_the_same(tmp_path):
     [
         ({"a": [1]}, "has no column for an image .*It has a: int64"),
         ({"image": [b"x"]}, "has no column for a label .*It has image: binary"),
-        ({"image": [b"x"], "img": [b"y"], "label": [1]}, "has several columns for an image"),
         ({"image": ["x"], "label": [1]}, "has no column for an image .*image: string, label: int64"),
         ({"image": [b"x"], "label": [0.5]}, "has no column for a label .*label: float64"),
-        ({"image": [b"x"], "label": [1], "labels": [1]}, "has several columns for a label"),
         ({"image": [b"x", b"y"], "label": [1, None]}, "column label is empty in 1 rows"),
         ({"image": [b"x"], "label": [-1]}, "column label has the label -1, which is none of the 1 classes"),
         ({"image": [b"x"], "label": [10**12]}, "has the label 1000000000000; number the classes from 0"),
@@ -168,14 +170,86 @@ def test_labels_that_training_lacks_are_named(tmp_path):
     assert "has the label -1, which is none of the 3 classes" in failure(f"hf:{tmp_path}/hidden")
 
 
+def test_columns_go_by_other_names(tmp_path):
+    two = {"coarse_label": datasets.ClassLabel(names=["pet", "bird"])}
+    fine = table([2, 0], image="pixel_values", label="fine_label", features={"fine_label": CLASSES["label"]})
+    fine.add_column("coarse_label", [1, 0]).cast_column("coarse_label", two["coarse_label"]).save_to_disk(
+        tmp_path / "d"
+    )
+    source = open_source(f"hf:{tmp_path}/d", "train")
+    assert source.class_names == ("cat", "dog", "emu")
+    assert "for coarse_label, end the source's name with ,label=NAME" in source.notes[0]
+    coarse = open_source(f"hf:{tmp_path}/d,label=coarse_label,image=pixel_values", "train")
+    assert coarse.class_names == ("pet", "bird")
+    assert not coarse.notes
+    check(coarse, [1, 0])
+    assert "no label field 'fine'; did you mean 'fine_label'" in failure(f"hf:{tmp_path}/d,label=fine")
+    several = table([0, 1], label="first", features={"first": CLASSES["label"]})
+    several.add_column("second", [1, 0]).cast_column("second", CLASSES["label"]).save_to_disk(tmp_path / "e")
+    assert "several fields for the label, first, second; name one" in failure(f"hf:{tmp_path}/e")
+
+
+def test_a_row_names_no_file_outside_of_the_dataset(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.png").write_bytes(png(0))
+    (tmp_path / "data/link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(tmp_path / "data/pipe.png")
+    paths = [str(tmp_path / "secret.png"), "../secret.png", "link.png", "pipe.png"]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 1, 1]}), tmp_path / "data/data.parquet")
+    examples = open_source(f"hf:{tmp_path}/data/data.parquet", "train").examples
+    for index in range(3):
+        with pytest.raises(UserError, match=f"row {index} names the file .*, which is not in {tmp_path}/data"):
+            examples[index]
+    with pytest.raises(UserError, match=r"pipe.png is a pipe"):
+        examples[3]
+
+
+def test_a_folder_whose_name_is_a_pattern(tmp_path):
+    odd = tmp_path / "a [v2] *?{x}"
+    table([0, 1]).save_to_disk(odd / "saved")
+    check(open_source(f"hf:{odd}/saved", "train"), [0, 1])
+    (odd / "data").mkdir()
+    table([0, 2, 1], features=CLASSES).to_parquet(odd / "data/x.parquet")
+    check(open_source(f"hf:{odd}/data/x.parquet", "train"), [0, 2, 1])
+    check(open_source(f"hf:{odd}/data", "train"), [0, 2, 1])
+
+
+def test_a_saved_format_imports_nothing(tmp_path):
+    table([0, 1]).save_to_disk(tmp_path / "d")
+    path = tmp_path / "d/state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"_format_type": "tensorflow"}))
+    check(open_source(f"hf:{tmp_path}/d", "train"), [0, 1])
+    assert "tensorflow" not in sys.modules
+    path.write_text(json.dumps(state | {"_data_files": [{"filename": "../d/data-00000-of-00001.arrow"}]}))
+    assert "names the file '../d/data-00000-of-00001.arrow', which is not beside it" in failure(f"hf:{tmp_path}/d")
+    path.write_text("[" * 100_000)
+    assert "nested too deeply" in failure(f"hf:{tmp_path}/d")
+
+
+def test_parquet_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    many = pa.DictionaryArray.from_arrays(np.zeros(20_000, np.int32), pa.array([bytes(1 << 20)]))
+    pq.write_table(pa.table({"image": many, "label": np.zeros(20_000, np.int64)}), tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 1 << 19
+    tracemalloc.start()
+    assert "and unpacks to over" in failure(f"hf:{tmp_path}/x.parquet")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    assert pa.total_allocated_bytes() < 1 << 28
+    (tmp_path / "y.parquet").symlink_to("/dev/zero")
+    assert "is a device" in failure(f"hf:{tmp_path}")
+
+
 def test_a_place_that_is_not_there_is_one_sentence(tmp_path):
     assert "cannot be opened (Couldn't reach 'user/name' on the Hub" in failure("hf:user/name:config")
     assert "is not of the form NAME, USER/NAME" in failure("hf:a/b/c")
     assert f"{tmp_path}/none holds neither" in failure(f"hf:{tmp_path}/none")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
-    assert "cannot be opened" in failure(f"hf:{tmp_path}/bad.parquet")
+    assert "cannot be read as Parquet" in failure(f"hf:{tmp_path}/bad.parquet")
     (tmp_path / "state.json").write_text("{}")
-    assert "cannot be opened" in failure(f"hf:{tmp_path}")
+    assert "dataset_info.json (No such file" in failure(f"hf:{tmp_path}")
 
 
 def test_many_threads_may_read(tmp_path):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import cloudpickle
@@ -17,26 +18,16 @@ import pytest
 from tests.helpers import environment
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.data.sources.tfds import build
+from vit_jax_mixer.data.sources.tfrecord import checksum
 from vit_jax_mixer.errors import UserError
 
 SHARDS = {"train": (500, 0, 937), "test": (360,)}
 
 
-def crc32c(data):
-    """Return the masked checksum of the official framing."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def frame(record):
-    """Frame a record; nothing here or in `tfrecord` reads the checksum of the data, which takes long in Python."""
+    """Frame a record as TFRecord does."""
     length = struct.pack("<Q", len(record))
-    return length + struct.pack("<I", crc32c(length)) + record + bytes(4)
+    return length + checksum(length) + record + checksum(record)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +113,7 @@ def test_copies_are_small_and_read_the_same_in_threads(folder, of_folder):
 
 
 def test_the_index_is_made_once_and_anew_for_other_shards(folder):
-    index = folder / "train.tfrecord_index.npz"
+    index = folder / "train.tfrecord_index"
     name = f"tfds:{folder}"
     last = open_source(name, "train").examples[1436]
     written = index.stat()
@@ -133,15 +124,21 @@ def test_the_index_is_made_once_and_anew_for_other_shards(folder):
     os.utime(shard, ns=(1, 1))
     assert open_source(name, "train").examples[1436] == last
     assert index.stat().st_ino != written.st_ino
-    for damage in (b"", b"PK\3\4 no archive", index.read_bytes()[:-100]):
+    good = index.read_bytes()
+    os.mkfifo(folder / "pipe")
+    for damage in (b"", b"PK\3\4 no archive", good[:-100], good + bytes(8), good[:50] + b"\1" + good[51:]):
         index.write_bytes(damage)
         assert open_source(name, "train").examples[1436] == last
-    # An index that says otherwise than its shards: one record more, a step back, pickled objects.
-    with np.load(index) as good:
-        starts, stamps = good["starts"], good["stamps"]
-    for wrong in (np.insert(starts, 5, starts[5] - 1), np.sort(starts)[::-1], starts.astype(object), starts + 1):
-        np.savez(index, starts=wrong, stamps=stamps)
+    # An index that says otherwise than its shards: a step back, another beginning, numbers too large.
+    numbers = np.frombuffer(good, "<i8", offset=4)
+    starts, stamps = numbers[-1438:], numbers[:-1438]
+    for wrong in (np.sort(starts)[::-1], starts + 1, starts * 2**40):
+        body = np.concatenate([stamps, wrong]).tobytes()
+        index.write_bytes(zlib.crc32(body).to_bytes(4, "little") + body)
         assert open_source(name, "train").examples[1436] == last
+    index.unlink()
+    (folder / "pipe").rename(index)
+    assert open_source(name, "train").examples[1436] == last
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
@@ -153,11 +150,11 @@ def _umask():
 
 def test_the_index_goes_to_the_users_cache_where_the_folder_cannot_be_written(folder, tmp_path):
     # A folder in its place keeps even root from writing the file.
-    (folder / "train.tfrecord_index.npz" / "x").mkdir(parents=True)
+    (folder / "train.tfrecord_index" / "x").mkdir(parents=True)
     for _ in range(2):
         assert len(open_source(f"tfds:{folder}", "train").examples) == 1437
         (cached,) = (tmp_path / "cache/vit_jax_mixer").iterdir()
-        assert cached.name.endswith("-train.tfrecord_index.npz")
+        assert cached.name.endswith("-train.tfrecord_index")
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").touch()  # and nowhere to write at all
     assert len(open_source(f"tfds:{folder}", "train").examples) == 1437
@@ -169,11 +166,13 @@ def test_a_damaged_shard_is_named(folder):
     first = 12 + struct.unpack_from("<Q", data)[0] + 4
     for damage, message in [
         (data[:-1], f"{shard} is damaged or cut short: its {len(data) - 1} bytes end within record 936"),
-        (data[:first] + data[first:][:5], f"end within record 1, which begins at byte {first}, of 937"),
-        (b"\xff" * 100, "end within record 0, which begins at byte 0"),
+        (data[:first] + data[first:][:5], f"has {first + 5} bytes, which hold no 937 records"),
+        (data[:20_000], "its 20000 bytes end within record "),
+        (b"\xff" * 20_000, "the length of record 0 of 937, at byte 0, is not what was written"),
         (data[first:], f"{shard} holds 936 records, dataset_info.json says 937"),
-        (data + bytes(16), "holds 938 records"),
-        (b"", "holds 0 records"),
+        (data + frame(b""), "holds 938 records"),
+        (data + bytes(16), f"the length of record 937 of 937, at byte {len(data)}, is not what was written"),
+        (b"", "has 0 bytes, which hold no 937 records"),
     ]:
         shard.write_bytes(damage)
         assert message in failure(open_source, name, "train")
@@ -186,7 +185,7 @@ def test_a_damaged_record_is_named_when_it_is_read(folder):
     shard = folder / "sklearn_digits-test.tfrecord-00000-of-00001"
     data = bytearray(shard.read_bytes())
     length = struct.unpack_from("<Q", data)[0]
-    data[12 : 12 + length] = b"\xff" * length
+    data[: 16 + length] = frame(b"\xff" * length)  # with the checksum of what it holds
     shard.write_bytes(data)
     source = open_source(f"tfds:{folder}", "test")
     assert source.examples[1]["label"] in range(10)
@@ -196,6 +195,88 @@ def test_a_damaged_record_is_named_when_it_is_read(folder):
     assert f"{shard} has no record of" in failure(lambda: source.examples[1])
     shard.unlink()
     assert f"cannot read {shard}" in failure(lambda: source.examples[1])
+
+
+def test_a_flipped_bit_is_no_other_label_and_no_other_pixel(folder):
+    shard = folder / "sklearn_digits-test.tfrecord-00000-of-00001"
+    name, whole = f"tfds:{folder}", shard.read_bytes()
+    good = open_source(name, "test").examples
+    draw, first = np.random.default_rng(0), good.records.starts
+    for bit in draw.integers(0, 8 * len(whole), 60):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(data)
+        index = int(np.searchsorted(first, bit // 8, side="right")) - 1
+        assert "is not what was written" in failure(lambda i=index: open_source(name, "test").examples[i])
+
+
+def test_a_description_that_promises_more_than_there_is(folder):
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = [str(10**15), *info["splits"][0]["shardLengths"][1:]]
+    path.write_text(json.dumps(info))
+    message = failure(open_source, f"tfds:{folder}", info["splits"][0]["name"])
+    assert "hold no 1000000000000000 records" in message
+
+
+def rewritten(folder, change):
+    """Change a folder's features.json."""
+    path = folder / "features.json"
+    content = json.loads(path.read_text())
+    change(content["featuresDict"]["features"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_description_that_names_other_classes_runs_nothing(folder, tmp_path, key):
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Feature: ...")
+    content = {} if key == "pythonClassName" else {"content": {}}
+    rewritten(folder, lambda features: features.update(label={key: "evil_module.Feature", **content}))
+    script = (
+        "import sys; from vit_jax_mixer.data.sources import open_source;"
+        "from vit_jax_mixer.errors import UserError\n"
+        "for name in sys.argv[1:]:\n  try: open_source(name, 'train')\n  except UserError as error: print(error)"
+    )
+    places = {"PYTHONPATH": f"{environment()['PYTHONPATH']}:{tmp_path}", "TFDS_DATA_DIR": str(folder.parents[1])}
+    line = [sys.executable, "-c", script, f"tfds:{folder}", "tfds:sklearn_digits"]
+    done = subprocess.run(line, env=environment() | places, capture_output=True, text=True, check=True)
+    assert done.stdout.count("names the feature class 'evil_module.Feature', which is none of TFDS's own") == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_whose_name_is_a_pattern(folder, tmp_path):
+    open_source("tfds:sklearn_digits", "train")
+    original = importlib.import_module("tensorflow_datasets").builder("sklearn_digits").data_dir
+    for place in (folder, original):
+        odd = Path(
+            shutil.copytree(place, tmp_path / "a [v2] *?" / Path(place).parent.parent.name / "sklearn_digits/1.0.0")
+        )
+        assert len(open_source(f"tfds:{odd}", "train").examples) == 1437
+        assert open_source(f"tfds:{odd}", "train").examples[5]["label"] in range(10)
+
+
+def test_a_name_that_would_fetch_code_is_refused():
+    assert "is not of the form NAME" in failure(open_source, "tfds:kubric:movi_a/x", "train")
+
+
+def test_fields_go_by_other_names(folder):
+    def change(features):
+        features["img"] = features.pop("image")
+        features["fine_label"], features["coarse_label"] = features["label"], features.pop("label")
+
+    rewritten(folder, change)
+    (folder / "fine_label.labels.txt").write_text((folder / "label.labels.txt").read_text())
+    (folder / "coarse_label.labels.txt").write_text((folder / "label.labels.txt").read_text())
+    source = open_source(f"tfds:{folder}", "test")
+    assert "for coarse_label, end the source's name with ,label=NAME" in source.notes[0]
+    assert not open_source(f"tfds:{folder},label=fine_label", "test").notes
+    assert "has no label field 'img'" in failure(open_source, f"tfds:{folder},label=img", "test")
+
+
+def test_fields_that_are_not_used_are_not_unpacked(folder):
+    rewritten(folder, lambda features: features.update(second=features["image"], much=features["image"]))
+    assert "several fields" not in str(open_source(f"tfds:{folder}", "test").notes)
+    assert set(open_source(f"tfds:{folder}", "test").examples.features) == {"image", "label"}
 
 
 def test_array_record_files_that_are_not_whole_are_named(tmp_path):

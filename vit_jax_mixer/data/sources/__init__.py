@@ -18,6 +18,9 @@
                                    without its pictures
 =================================  ===============================================================
 
+Fields of ``tfds:`` and ``hf:`` go by their types and usual names (image, img, pixel_values; label, labels,
+fine_label, ...); others are named at the end, as in ``hf:cifar100,label=coarse_label``.
+
 A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`.
 
 Images of folders and manifests come in an order that is as good as random and always the same,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import glob
 import importlib
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -11,32 +13,47 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax_mixer import files
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
+from vit_jax_mixer.data.sources.fields import USUAL, choose, split_fields
+from vit_jax_mixer.data.sources.parquet import check_parquet
 from vit_jax_mixer.errors import UserError, suggest
 
 _HUB_NAME = re.compile(r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:]+))?")
-_IMAGE_NAMES, _LABEL_NAMES = ("image", "img"), ("label", "labels")
 _BINARY = ("binary", "large_binary")
 _TEXT = ("string", "large_string")
 _MAX_CLASSES = 1_000_000  # a larger label is an identifier
+_LARGEST = 1 << 28  # bytes of an image file
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows of an Arrow table on disk, by way of `datasets`; its copies map the same files."""
+    """Rows of an Arrow table on disk, by way of `datasets`; its copies map the same files.
 
-    images: Any  # a dataset of the image column alone, which gives Arrow tables
+    Attributes:
+        images: a dataset of the image column alone, which gives Arrow tables.
+        labels: int[N].
+        name: for messages.
+        folders: where the files lie that a row may name; rows are data, and must not name others.
+    """
+
+    images: Any
     labels: np.ndarray
     name: str
+    folders: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
-        cell = self.images[index].column(0)[0].as_py()
+        try:
+            cell = self.images[index].column(0)[0].as_py()
+        except (OSError, ValueError, MemoryError) as error:  # Arrow's for damaged files
+            reason = textwrap.shorten(str(error), 250) or type(error).__name__
+            raise UserError(f"{self.where(index)} is damaged ({reason}); fetch or save the dataset again.") from error
         if isinstance(cell, dict):
-            cell = cell["bytes"] if cell["bytes"] is not None else _read(cell["path"], self.where(index))
+            cell = cell["bytes"] if cell["bytes"] is not None else self._read(cell["path"], index)
         if cell is None:
             raise UserError(f"{self.where(index)} has no image; remove the row.")
         return {"image": cell, "label": int(self.labels[index])}
@@ -46,28 +63,37 @@ class _Rows:
         yield self.labels.tobytes()
         yield from sample(self)
 
+    def _read(self, path: str | None, index: int) -> bytes | None:
+        if not path:
+            return None
+        true = os.path.realpath(os.path.join(self.folders[0], path))
+        if not any(Path(true).is_relative_to(folder) for folder in self.folders):
+            raise UserError(
+                f"{self.where(index)} names the file {path}, which is not in {self.folders[0]}; "
+                "put the images inside the dataset, or use manifest:FILE."
+            )
+        return files.read_bytes(true, _LARGEST)
+
     def where(self, index: int) -> str:
         """Say where an example comes from."""
         return f"{self.name}, row {index}"
 
 
-def _read(path: str | None, where: str) -> bytes | None:
-    try:
-        return Path(path).read_bytes() if path else None
-    except OSError as error:
-        raise UserError(f"cannot read {path} of {where} ({error.strerror}); restore the file.") from error
-
-
 def open_hf(place: str) -> Splits:
-    """Return the splits of ``NAME[:CONFIG]`` on the hub, or of ``/DIR`` or ``/FILE.parquet`` on disk."""
+    """Return the splits of ``NAME[:CONFIG]`` on the hub, or of ``/DIR`` or ``/FILE.parquet`` on disk.
+
+    The columns may be named, as in ``cifar100,label=coarse_label``.
+    """
+    place, named = split_fields(place)
     try:
         datasets = importlib.import_module("datasets")
         hub = importlib.import_module("huggingface_hub.utils")
+        constants = importlib.import_module("huggingface_hub.constants")
     except ImportError as error:
-        raise UserError(f"hf:{place} needs the package datasets: pip install -e '.[hf]'.") from error
+        raise UserError(f"hf:{place} needs the package datasets: pip install 'datasets>=5'.") from error
     datasets.disable_progress_bars()
     hub.disable_progress_bars()
-    load = _loader(datasets, place)
+    load, folder = _loader(datasets, place)
     try:
         found = load()
     except UserError:
@@ -80,53 +106,89 @@ def open_hf(place: str) -> Splits:
     if isinstance(found, datasets.Dataset):
         name = str(found.split or "")
         found = {name if re.fullmatch(r"\w+", name) else "train": found}
-    return {split: functools.partial(_open, found, f"hf:{place}", split) for split in found}
+    caches = (folder, datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE)
+    folders = tuple(os.path.realpath(cache) for cache in caches if cache)
+    return {split: functools.partial(_open, found, f"hf:{place}", split, named, folders) for split in found}
 
 
-def _loader(datasets: Any, place: str) -> Callable[[], Any]:
-    """Return the call that loads all splits, or the one dataset, of a place."""
+def _loader(datasets: Any, place: str) -> tuple[Callable[[], Any], Path | None]:
+    """Return the call that loads all splits, or the one dataset, of a place, and its folder if it is one."""
     if not place.startswith(("/", ".", "~")):
         match = _HUB_NAME.fullmatch(place)
         if not match:
             raise UserError(
                 f"hf:{place} is not of the form NAME, USER/NAME or USER/NAME:CONFIG; a folder begins with /."
             )
-        return lambda: datasets.load_dataset(match["path"], match["config"])
+        return lambda: datasets.load_dataset(match["path"], match["config"]), None
     path = Path(place).expanduser()
     if path.is_file() and path.suffix == ".parquet":
-        return lambda: datasets.load_dataset("parquet", data_files=str(path))
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return lambda: datasets.load_from_disk(str(path))
-    if path.is_dir() and next(path.rglob("*.parquet"), None):
-        return lambda: datasets.load_dataset("parquet", data_dir=str(path))
+        check_parquet([path])
+        # A list: a pattern would else be looked for, where the name has brackets.
+        return lambda: datasets.load_dataset("parquet", data_files=[glob.escape(str(path))]), path.parent
+    if (path / "dataset_dict.json").exists():
+        splits = files.read_json(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not all(re.fullmatch(r"\w+", str(name)) for name in splits):
+            raise UserError(f"{path / 'dataset_dict.json'} lists no splits; save the dataset again.")
+        return lambda: {name: _saved(datasets, path / name) for name in splits}, path
+    if (path / "state.json").exists():
+        return lambda: _saved(datasets, path), path
+    if path.is_dir() and (found := sorted(path.rglob("*.parquet"))):
+        check_parquet(found)
+        return lambda: datasets.load_dataset("parquet", data_dir=glob.escape(str(path))), path
     raise UserError(f"{path} holds neither what save_to_disk writes nor .parquet files; name a folder that does.")
 
 
-def _open(splits: Mapping[str, Any], dataset: str, split: str) -> Source:
+def _saved(datasets: Any, folder: Path) -> Any:
+    """Read what `save_to_disk` wrote; `load_from_disk` would also import the library that its format names."""
+    state = files.read_json(folder / "state.json")
+    info = datasets.DatasetInfo.from_dict(files.read_json(folder / "dataset_info.json"))
+    parts = [str(part["filename"]) for part in state["_data_files"]]
+    for part in parts:
+        if os.path.basename(part) != part:
+            raise UserError(f"{folder / 'state.json'} names the file {part!r}, which is not beside it; save it again.")
+    split = datasets.NamedSplit(state["_split"]) if state.get("_split") else None
+    return datasets.concatenate_datasets(
+        [datasets.Dataset.from_file(str(folder / part), info=info, split=split) for part in parts]
+    )
+
+
+def _open(
+    splits: Mapping[str, Any], dataset: str, split: str, named: Mapping[str, str], folders: tuple[str, ...]
+) -> Source:
     rows = splits[split]
-    image, label = _columns(rows.features, f"{dataset}, split {split},")
+    image, label, notes = _columns(rows.features, named, f"{dataset}, split {split},")
     numbers, class_names = _labels(splits, split, label, f"{dataset}, split {split}: the column {label}")
     images = rows.select_columns([image]).with_format("arrow")
-    examples = _Rows(images, numbers, f"{dataset}, split {split}")
-    return Source(examples, class_names, examples.where)
+    examples = _Rows(images, numbers, f"{dataset}, split {split}", folders)
+    return Source(examples, class_names, examples.where, notes=notes)
 
 
-def _columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """Return the columns with the image and the label."""
+def _columns(features: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the columns with the image and the label, and notes on others that might be."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    columns = [f"{name}: {_describe(feature)}" for name, feature in features.items()]
     images = [name for name, kind in kinds.items() if kind == "Image"]
-    images = images or [name for name in _IMAGE_NAMES if _is_binary(features.get(name))]
+    binary = [name for name, feature in features.items() if _is_binary(feature)]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    labels = labels or [name for name in _LABEL_NAMES if _is_label(features.get(name))]
-    for found, what in (
-        (images, "an image (one Image feature, or bytes named image or img)"),
-        (labels, "a label (one ClassLabel, or numbers or strings named label or labels)"),
-    ):
-        if len(found) != 1:
-            columns = ", ".join(f"{name}: {_describe(feature)}" for name, feature in features.items())
-            number = "several columns" if found else "no column"
-            raise UserError(f"{where} has {number} for {what}; rename or remove columns. It has {columns}.")
-    return images[0], labels[0]
+    plain = [name for name, feature in features.items() if _is_label(feature)]
+    fitting = {
+        "image": images + binary if "image" in named else images or [n for n in USUAL["image"] if n in binary],
+        "label": labels + plain if "label" in named else labels or [n for n in USUAL["label"] if n in plain],
+    }
+    what = {
+        "image": "an image (an Image feature, or bytes named image or img)",
+        "label": "a label (a ClassLabel, or numbers or strings named label or labels)",
+    }
+    found, notes = {}, []
+    for role, names in fitting.items():
+        found[role], note = choose(role, named, names, columns, where)
+        notes += [note] if note else []
+        if not found[role]:
+            raise UserError(
+                f"{where} has no column for {what[role]}; end the source's name with ,{role}=COLUMN. "
+                f"It has {', '.join(columns)}."
+            )
+    return found["image"], found["label"], tuple(notes)
 
 
 def _describe(feature: Any) -> str:

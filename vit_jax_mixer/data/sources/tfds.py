@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,9 +17,13 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from vit_jax_mixer.data.sources import tfds_features
 from vit_jax_mixer.data.sources.base import Source, Splits
+from vit_jax_mixer.data.sources.fields import choose, split_fields
 from vit_jax_mixer.data.sources.tfrecord import open_tfrecords
 from vit_jax_mixer.errors import UserError, suggest
+
+_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\w.*]+)?")
 
 
 class _Records(Protocol):
@@ -28,11 +33,20 @@ class _Records(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-    """Records, and how to read their fields; images stay encoded."""
+    """Records, and how to read the fields of them that are used; images stay encoded.
+
+    Attributes:
+        records: serialized examples.
+        features: those of the fields that are used; others are not unpacked.
+        decoders: of those fields.
+        roles: the name here of each field, as 'label' of fine_label.
+        name: of the split, for messages.
+    """
 
     records: _Records
     features: Any
     decoders: Mapping[str, Any]
+    roles: Mapping[str, str]
     name: str
 
     def __len__(self) -> int:
@@ -41,7 +55,8 @@ class _Examples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         try:
-            return self.features.deserialize_example_np(self.records[index], decoders=self.decoders)
+            found = self.features.deserialize_example_np(self.records[index], decoders=self.decoders)
+            return {self.roles[name]: value for name, value in found.items()}
         except UserError:
             raise
         except Exception as error:  # readers and parsers raise whatever a damaged record makes them trip over
@@ -55,17 +70,21 @@ class _Examples:
 
 
 def open_tfds(place: str) -> Splits:
-    """Return the splits of ``NAME[/CONFIG][:VERSION]``, or of a folder that TFDS has prepared."""
+    """Return the splits of ``NAME[/CONFIG][:VERSION]``, or of a folder that TFDS has prepared.
+
+    The fields may be named, as in ``cifar100,label=coarse_label``.
+    """
+    place, named = split_fields(place)
     builder = find_builder(place)
     digits = importlib.import_module("vit_jax_mixer.data.digits")
     if isinstance(builder, digits.SklearnDigits):
         _prepare(builder)
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         raise UserError(
             f"tfds:{place} is not prepared in {builder.data_path}; "
             f"run `python -m vit_jax_mixer.data tfds:{place} --build`, or set TFDS_DATA_DIR to where it is."
         )
-    return {split: functools.partial(_open, builder, place, split) for split in builder.info.splits}
+    return {split: functools.partial(_open, builder, place, split, named) for split in builder.info.splits}
 
 
 def find_builder(place: str) -> Any:
@@ -77,18 +96,22 @@ def find_builder(place: str) -> Any:
     # Imported here, so that folders and IDX files do not pay for it.
     tfds = importlib.import_module("tensorflow_datasets")
     importlib.import_module("vit_jax_mixer.data.digits")
-    try:
-        if not _is_path(place):
-            return tfds.builder(place)
+    if _is_path(place):
         folder = epath.Path(place).expanduser()
         if not (folder / "dataset_info.json").exists():
             raise UserError(f"{folder} holds no dataset_info.json; name a folder that TFDS has prepared.")
-        return tfds.builder_from_directory(folder)
+        tfds_features.check(folder)
+        find = functools.partial(tfds.builder_from_directory, folder)
+    else:
+        if not _NAME.fullmatch(place):  # a community's name, as kubric:movi_a, would fetch and run its code
+            raise UserError(f"tfds:{place} is not of the form NAME[/CONFIG][:VERSION]; a folder begins with /.")
+        tfds_features.check_named(place)
+        find = functools.partial(tfds.builder, place)
+    try:
+        return find()
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"tfds:{place}: TFDS has no dataset of that name{suggest(place, known)}") from error
-    except UserError:
-        raise
     except Exception as error:  # a builder's own code, or the parser of a damaged dataset_info.json, raises anything
         reason = textwrap.shorten(str(error), 250)
         raise UserError(f"tfds:{place} cannot be opened ({reason}); name it as NAME[/CONFIG][:VERSION].") from error
@@ -98,11 +121,10 @@ def _is_path(place: str) -> bool:
     return place.startswith(("/", ".", "~", "gs://"))
 
 
-def _open(builder: Any, place: str, split: str) -> Source:
+def _open(builder: Any, place: str, split: str, named: Mapping[str, str]) -> Source:
     tfds = importlib.import_module("tensorflow_datasets")
-    features = builder.info.features
-    fields = dict(features.items())
-    encoded = [name for name, feature in fields.items() if isinstance(feature, tfds.features.Image)]
+    roles, notes = _roles(tfds.features, builder.info, named, f"tfds:{place}")
+    fields = dict(builder.info.features.items())
     formats = {form.value for form in builder.info.available_file_formats()}
     if "array_record" in formats:
         records = _array_records(builder, split)
@@ -115,11 +137,45 @@ def _open(builder: Any, place: str, split: str) -> Source:
             f"tfds:{place} in {builder.data_path} is stored as {', '.join(sorted(formats)) or 'nothing known'}, which "
             f"has no random access; prepare it again with `python -m vit_jax_mixer.data tfds:{place} --build`."
         )
-    decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
-    label: Any = fields.get("label")
+    used = {name: fields[name] for name in roles}
+    decoders = {name: tfds.decode.SkipDecoding() for name, role in roles.items() if role == "image"}
+    label: Any = next((used[name] for name, role in roles.items() if role == "label"), None)
     names = label.names if isinstance(label, tfds.features.ClassLabel) else ()
-    examples = _Examples(records, features, decoders, f"tfds:{place}, split {split}")
-    return Source(examples, tuple(names), examples.where)
+    features = tfds.features.FeaturesDict(used)
+    examples = _Examples(records, features, decoders, roles, f"tfds:{place}, split {split}")
+    return Source(examples, tuple(names), examples.where, notes=notes)
+
+
+def _roles(features: Any, info: Any, named: Mapping[str, str], where: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the role of each field that is used, by its name: the image and, where there is one, the label.
+
+    A field that nobody named is that of the dataset's ``supervised_keys``, or else the one whose type suits.
+
+    Raises:
+        UserError: there is no image, or it is not clear which field it is.
+    """
+    fields = dict(info.features.items()) if hasattr(info.features, "items") else {}
+    columns = [f"{name}: {type(feature).__name__}" for name, feature in fields.items()]
+    suits = {
+        "image": [name for name, feature in fields.items() if isinstance(feature, features.Image)],
+        "label": [name for name, feature in fields.items() if isinstance(feature, features.ClassLabel)],
+    }
+    plain = fields.get("label")  # numbers without names, which only a task of its own can read
+    if not suits["label"] and plain is not None and plain.shape == ():
+        suits["label"] = ["label"]
+    roles: dict[str, str] = {}
+    notes: list[str] = []
+    for key, (role, fitting) in zip(info.supervised_keys or (None, None), suits.items(), strict=False):
+        if role not in named and key in fitting:
+            name, note = key, ""
+        else:
+            name, note = choose(role, named, fitting, columns, where)
+        if name:
+            roles[name] = role
+        notes += [note] if note else []
+    if "image" not in roles.values():
+        raise UserError(f"{where} has no image field; it has {', '.join(columns) or 'no fields'}.")
+    return roles, tuple(notes)
 
 
 def _array_records(builder: Any, split: str) -> Any:
@@ -131,16 +187,21 @@ def _array_records(builder: Any, split: str) -> Any:
         raise UserError(f"{builder.data_path} cannot be read ({reason}); copy or prepare it again.") from error
 
 
+def _is_prepared(builder: Any) -> bool:
+    """Say whether a dataset is there; TFDS looks for it by a pattern, and so not in a folder named a[1]."""
+    return (builder.data_path / "dataset_info.json").exists()
+
+
 def _prepare(builder: Any) -> None:
     """Write the embedded dataset where TFDS keeps its own, unless it is there."""
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return
     try:
         # TFDS draws a dozen progress bars; this takes a second.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
     except OSError as error:
-        if not builder.is_prepared():  # else another process was first
+        if not _is_prepared(builder):  # else another process was first
             raise UserError(
                 f"cannot write the embedded dataset to {builder.data_path} ({error.strerror}); "
                 "set TFDS_DATA_DIR to a folder that can be written."

@@ -1,9 +1,9 @@
 """Random access to TFRecord files, without TensorFlow.
 
 A record is its length (8 bytes, little-endian), a checksum of the length (4), the data, and a
-checksum of the data (4). Where each record begins is found once, by reading the lengths, and
-kept in a small file beside the shards or, where nothing can be written there, in the user's
-cache.
+checksum of the data (4): masked CRC-32C, all of which are compared. Where each record begins is
+found once, by reading the lengths, and kept in a small file beside the shards or, where nothing
+can be written there, in the user's cache.
 """
 
 import concurrent.futures
@@ -12,16 +12,18 @@ import dataclasses
 import hashlib
 import os
 import struct
-import uuid
-import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
+from vit_jax_mixer import files
 from vit_jax_mixer.errors import UserError
 
 _HEAD, _TAIL = 12, 4
+_LARGEST = 1 << 28  # bytes of a record; a larger one is no image
 _THREADS = 16  # the scan waits for the disk
 
 
@@ -50,12 +52,17 @@ class TFRecords:
         try:
             # Opening costs microseconds, and leaves no handle to keep, count, close or share.
             with open(shard, "rb", buffering=0) as file:
-                record = os.pread(file.fileno(), length - _TAIL, offset)
+                record = os.pread(file.fileno(), length, offset)
         except OSError as error:
             raise UserError(f"cannot read {shard} ({error.strerror}); restore it.") from error
-        if len(record) != length - _TAIL or _length(record) != length - _HEAD - _TAIL:
+        if len(record) != length or _length(record) != length - _HEAD - _TAIL:
             raise UserError(f"{shard} has no record of {length} bytes at byte {offset} any more; start again.")
-        return record[_HEAD:]
+        data = record[_HEAD:-_TAIL]
+        if record[-_TAIL:] != checksum(data):
+            raise UserError(
+                f"{shard}: the record at byte {offset} is not what was written; copy or prepare the dataset again."
+            )
+        return data
 
     def where(self, index: int) -> str:
         """Say where a record is."""
@@ -83,11 +90,17 @@ def open_tfrecords(shards: Sequence[str], counts: Sequence[int], split: str) -> 
     # i64[S, 2]: what tells a shard from another of the same name
     stamps = np.array([_stamp(shard) for shard in shards], np.int64).reshape(-1, 2)
     shard_ends = np.cumsum(stamps[:, 0])
+    for shard, size, count in zip(shards, stamps[:, 0].tolist(), counts, strict=True):
+        if not 0 <= count <= size // (_HEAD + _TAIL):
+            raise UserError(
+                f"{shard} has {size} bytes, which hold no {count} records, as dataset_info.json says; "
+                "copy or prepare the dataset again."
+            )
     ends = np.cumsum(counts, dtype=np.int64)  # in records
     caches = _caches(shards, split)
     for cache in caches:
-        starts = _load(cache, stamps)
-        if starts is not None and len(starts) == ends[-1] + 1 and np.array_equal(starts[ends], shard_ends):
+        starts = _load(cache, stamps, int(ends[-1]) + 1)
+        if starts is not None and np.array_equal(starts[ends], shard_ends):
             return TFRecords(tuple(shards), shard_ends, starts)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(_scan, shards, stamps[:, 0].tolist(), counts))
@@ -114,6 +127,16 @@ def _scan(shard: str, size: int, count: int) -> np.ndarray:
             while position < size:
                 head = os.pread(file.fileno(), _HEAD, position)
                 step = _HEAD + _length(head) + _TAIL if len(head) == _HEAD else size + 1
+                if len(head) == _HEAD and head[8:] != checksum(head[:8]):
+                    raise UserError(
+                        f"{shard} is damaged: the length of record {len(lengths)} of {count}, at byte {position}, "
+                        f"is not what was written; {remedy}."
+                    )
+                if step > _LARGEST and position + step <= size:
+                    raise UserError(
+                        f"{shard}: record {len(lengths)}, at byte {position}, has {step:,} bytes, and the most that is "
+                        f"read is {_LARGEST:,}; {remedy}."
+                    )
                 if position + step > size:
                     raise UserError(
                         f"{shard} is damaged or cut short: its {size} bytes end within record {len(lengths)}, "
@@ -137,36 +160,35 @@ def _caches(shards: Sequence[str], split: str) -> list[Path]:
     folder = Path(shards[0]).absolute().parent
     user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     key = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
-    return [folder / f"{split}.tfrecord_index.npz", user / "vit_jax_mixer" / f"{key}-{split}.tfrecord_index.npz"]
+    return [folder / f"{split}.tfrecord_index", user / "vit_jax_mixer" / f"{key}-{split}.tfrecord_index"]
 
 
-def _load(cache: Path, stamps: np.ndarray) -> np.ndarray | None:
-    """Return what the file keeps, unless it is missing, damaged, or of other shards."""
+def _load(cache: Path, stamps: np.ndarray, count: int) -> np.ndarray | None:
+    """Return the ``count`` numbers that the file keeps, unless it is missing, damaged, or of other shards."""
+    size = 4 + 8 * (stamps.size + count)
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            starts, old = kept["starts"], kept["stamps"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        kept = files.read_bytes(cache, size)
+    except UserError:
         return None
-    good = starts.dtype == np.int64 and starts.ndim == 1 and bool(np.all(np.diff(starts) >= _HEAD + _TAIL))
-    return starts if good and np.array_equal(old, stamps) else None
+    if len(kept) != size or kept[:4] != zlib.crc32(kept[4:]).to_bytes(4, "little"):
+        return None
+    numbers = np.frombuffer(kept, "<i8", offset=4).astype(np.int64)
+    starts = numbers[stamps.size :]
+    good = np.array_equal(numbers[: stamps.size], stamps.ravel()) and not starts[0]
+    return starts if good and np.all(np.diff(starts) >= _HEAD + _TAIL) else None
 
 
 def _store(caches: Sequence[Path], starts: np.ndarray, stamps: np.ndarray) -> None:
     """Write the first of the files that can be; where none can, the next run scans again."""
+    numbers = np.concatenate([stamps.ravel(), starts]).astype("<i8").tobytes()
     for cache in caches:
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(cache) as path, path.open("wb") as file:
-                np.savez(file, starts=starts, stamps=stamps)
+            files.write_atomically(cache, zlib.crc32(numbers).to_bytes(4, "little") + numbers)
             return
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write, which then takes the place of ``path`` at once, or goes."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def checksum(data: bytes) -> bytes:
+    """Return the masked CRC-32C of the format, 4 bytes."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
