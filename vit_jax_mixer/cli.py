@@ -1,13 +1,17 @@
 """What every command shares: how it starts and how it ends."""
 
+import contextlib
 import faulthandler
 import io
 import logging as std_logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from absl import flags, logging
@@ -15,6 +19,7 @@ from absl import flags, logging
 from vit_jax_mixer.errors import UserError, printable
 
 T = TypeVar("T")
+_SECONDS, _SECONDS_AFTER_ERROR = 60, 10  # that the end of the process may take
 
 
 def run(
@@ -39,6 +44,17 @@ def run(
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     shown = sys.unraisablehook
     sys.unraisablehook = lambda found: "Event loop is closed" in str(found.exc_value) or shown(found)
+    with _ending():
+        _guarded(main, values, parse, interrupted, more_help)
+
+
+def _guarded(
+    main: Callable[[Any], None],
+    values: flags.FlagValues,
+    parse: Callable[[Sequence[str]], Any] | None,
+    interrupted: str,
+    more_help: Callable[[Sequence[str]], str],
+) -> None:
     try:
         if any(re.fullmatch("--?help(short|full)?|-h|-[?]", word) for word in sys.argv[1:]):
             print(_help(values), more_help(sys.argv), sep="\n")
@@ -56,6 +72,34 @@ def run(
         if sentence := _no_accelerator(error):
             sys.exit(f"error: {sentence}")
         raise
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """End the process some seconds after the block, should threads or exit hooks of a library never end.
+
+    By then all that the command wrote is complete; after an error, nothing more is to be had.
+    """
+    code, seconds = 1, _SECONDS_AFTER_ERROR
+    try:
+        yield
+        code, seconds = 0, _SECONDS
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    finally:
+        timer = threading.Timer(seconds, _end, [code])
+        timer.daemon = True  # so that nothing waits for it
+        timer.start()
+        if hasattr(signal, "alarm"):
+            signal.alarm(seconds + 5)  # ends what hangs outside of Python, where no thread of it runs
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # as of a reader who has gone
+            stream.flush()
+    os._exit(code)
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
