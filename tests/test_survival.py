@@ -19,6 +19,7 @@ from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import optim, parallel, pretrained, step, tasks
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.tasks.classification import Classification, Labelled
 from vit_jax_mixer.train import train_and_evaluate
 
 
@@ -236,3 +237,52 @@ def test_each_line_tells_how_fast_it_goes(tmp_path):
 def test_the_first_nan_is_found_where_it_is_made(tmp_path):
     with pytest.raises(FloatingPointError, match="nan"):
         train_and_evaluate(small(debug_nans=True, optim__optimizer="adam(eps_root=-1.0)"), tmp_path)
+
+
+def test_any_error_in_an_example_loses_nothing_that_was_trained(tmp_path, monkeypatch):
+    found = Labelled.__call__
+    seen = []
+
+    def fails(self, example, rng):
+        seen.append(example)
+        if len(seen) > 64 * 8:  # a step or more after the first
+            raise ZeroDivisionError("a bug in an operation")
+        return found(self, example, rng)
+
+    config = small(loader__threads=0, loader__prefetch=0, checkpoint__every=100, eval_every=100)
+    whole = saved_part(train_and_evaluate(config, tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Exception, match="a bug in an operation") as caught:
+        patch.setattr(Labelled, "__call__", fails)
+        train_and_evaluate(config, tmp_path / "run")
+    assert not isinstance(caught.value, UserError)
+    steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdecimal()]
+    assert steps and 1 <= steps[0] < 12
+    assert_same(saved_part(train_and_evaluate(config, tmp_path / "run")), whole)
+
+
+def test_an_error_in_an_evaluation_loses_nothing_that_was_trained(tmp_path, monkeypatch):
+    def fails(self, outputs):
+        raise ZeroDivisionError("a bug in a metric")
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="a bug in a metric"):
+        patch.setattr(Classification, "evaluate", fails)
+        train_and_evaluate(small(), tmp_path)
+    assert (tmp_path / "checkpoints/6").is_dir()
+    assert int(train_and_evaluate(small(), tmp_path).step) == 12
+    assert evaluated(tmp_path) == [6, 12]
+
+
+def test_a_workdir_that_is_removed_ends_the_run_in_one_sentence(tmp_path):
+    workdir = tmp_path / "run"
+
+    def watch():
+        path = workdir / "metrics.jsonl"
+        while not path.exists() or '"step": 3,' not in path.read_text():
+            time.sleep(0.001)
+        workdir.rename(tmp_path / "moved")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    with pytest.raises(UserError, match=r"the workdir .*run was removed or moved while this run wrote to it"):
+        train_and_evaluate(small(steps=100_000, eval_every=100_000, checkpoint__every=50), workdir)
+    thread.join()

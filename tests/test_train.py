@@ -1,6 +1,7 @@
 """Whole runs: what they learn, and that a run is a pure function of (config, seed, step)."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,3 +210,32 @@ def test_evaluation_does_not_depend_on_its_batch_size(undisturbed, tmp_path):
     )
     assert [line["test/accuracy"] for line in other] == [line["test/accuracy"] for line in one]
     np.testing.assert_allclose([line["test/loss"] for line in other], [line["test/loss"] for line in one], rtol=1e-6)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew_by_itself(undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[1], workdir)
+    before = (workdir / "metrics.jsonl").read_text()
+    for path in (workdir / "checkpoints").glob("*/default/_METADATA"):
+        path.write_text("{}")
+    for _ in range(3):  # as a launcher starts it again
+        with pytest.raises(UserError, match="--start_anew"):
+            train_and_evaluate(small(), workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert_same(saved_part(train_and_evaluate(small(), workdir, start_anew=True)), undisturbed[0])
+
+
+def test_other_data_stop_a_resume_unless_told_otherwise(undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[1], workdir)
+    model = (workdir / "model.json").read_text()
+    record = json.loads((workdir / "data.json").read_text())
+    assert record["training"]["examples"] == 1437
+    assert record["evaluation on test"]["examples"] == 360
+    record["evaluation on test"]["examples"] = 361  # as if one had been there
+    (workdir / "data.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"evaluation on test: 360 examples instead of 361.*--change_data"):
+        train_and_evaluate(small(), workdir)
+    train_and_evaluate(small(), workdir, change_data=True)  # complete, so that its records stay those of its training
+    assert json.loads((workdir / "data.json").read_text()) == record
+    assert (workdir / "model.json").read_text() == model
