@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import assert_same, environment
 from tests.processes import assert_same_run, end_of, in_this_process, plain, results_of, slurm, start, together, up_to
+from tests.test_sources import write_image
 from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError
 
@@ -103,7 +104,27 @@ def test_configs_that_differ_are_told_by_all(tmp_path):
     processes = [*start([tmp_path], variables[:1]), *start([tmp_path], variables[1:], seed=1)]
     for p, (code, _, said) in enumerate(results_of(processes)):
         assert code == 1
-        assert f"error: process {p} of 2: the config of process 1 is not that of process 0; start all with" in said
+        assert re.search(f"^error: process {p} of 2: the config of process 1 .* is not that of process 0", said, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("classes", "count", "how"),
+    [(("cat", "eel"), 8, "class 1 is 'eel' instead of 'dog'"), (("cat", "dog"), 7, "14 examples instead of 16")],
+)
+def test_data_that_differ_are_told_by_all(tmp_path, classes, count, how):
+    for home, names, images in (("a", ("cat", "dog"), 8), ("b", classes, count)):
+        for where in [f"{home}/data/{split}/{name}" for split in ("train", "test") for name in names]:
+            for i in range(images):
+                write_image(tmp_path / where / f"{i}.png", i, (8, 8))
+    homes = [own | {"HOME": str(tmp_path / home)} for own, home in zip(plain(2), "ab", strict=True)]
+    changes = {"data.source": "folder:~/data", "batch_size": 8}
+    for p, (code, _, said) in enumerate(results_of(start([tmp_path / "run"] * 2, homes, **changes))):
+        assert code == 1
+        who = (
+            f"^error: process {p} of 2: the record of the data of process 1 .* is not that of process 0 .*: training: "
+        )
+        assert re.search(who + how, said, re.M)
 
 
 def python(code, **env):

@@ -251,12 +251,12 @@ def test_any_error_in_an_example_loses_nothing_that_was_trained(tmp_path, monkey
 
     config = small(loader__threads=0, loader__prefetch=0, checkpoint__every=100, eval_every=100)
     whole = saved_part(train_and_evaluate(config, tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Exception, match="a bug in an operation") as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(Labelled, "__call__", fails)
-        train_and_evaluate(config, tmp_path / "run")
-    assert not isinstance(caught.value, UserError)
+        with pytest.raises(ZeroDivisionError, match="a bug in an operation"):
+            train_and_evaluate(config, tmp_path / "run")
     steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdecimal()]
-    assert steps and 1 <= steps[0] < 12
+    assert [step for step in steps if 1 <= step < 12]
     assert_same(saved_part(train_and_evaluate(config, tmp_path / "run")), whole)
 
 
@@ -264,9 +264,10 @@ def test_an_error_in_an_evaluation_loses_nothing_that_was_trained(tmp_path, monk
     def fails(self, outputs):
         raise ZeroDivisionError("a bug in a metric")
 
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="a bug in a metric"):
+    with monkeypatch.context() as patch:
         patch.setattr(Classification, "evaluate", fails)
-        train_and_evaluate(small(), tmp_path)
+        with pytest.raises(ZeroDivisionError, match="a bug in a metric"):
+            train_and_evaluate(small(), tmp_path)
     assert (tmp_path / "checkpoints/6").is_dir()
     assert int(train_and_evaluate(small(), tmp_path).step) == 12
     assert evaluated(tmp_path) == [6, 12]

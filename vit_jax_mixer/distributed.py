@@ -228,7 +228,7 @@ def check_same(text: str, what: str, differences: Callable[[str, str], str] = la
 
     Args:
         text: is not sent, unless it differs.
-        what: its name, a plural or with an article.
+        what: its name, with an article.
         differences: says in what another process's text differs from that of the first.
     """
     if jax.process_count() == 1:
@@ -240,7 +240,7 @@ def check_same(text: str, what: str, differences: Callable[[str, str], str] = la
     texts, hosts = gathered(text), gathered(socket.gethostname())
     how = differences(texts[0], texts[other])
     raise UserError(
-        f"{what} of process {other} (on {hosts[other]}) differ from those of process 0 (on {hosts[0]})"
+        f"{what} of process {other} (on {hosts[other]}) is not that of process 0 (on {hosts[0]})"
         f"{how and ': '}{how}; start all with the same command, on hosts that have the same data."
     )
 

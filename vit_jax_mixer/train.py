@@ -63,7 +63,7 @@ def train_and_evaluate(
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
     data = record.of(task.train_data, task.eval_data)
-    distributed.check_same(json.dumps(data), "the data", record.differences)
+    distributed.check_same(json.dumps(data), "the record of the data", record.differences)
     new_state, one_step = step.of_run(run, task, optimizer, learning_rate)
     train_step = _traceable(one_step, run.parallel) if run.debug_nans else devices.train_step(one_step)
 

@@ -92,3 +92,24 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_sentence(tmp_path, undisturb
     subprocess.run(again.split(), cwd=ROOT, env=environment(), capture_output=True, check=True)
     assert logged(tmp_path / "run") == logged(undisturbed)
     assert_same(pretrained.load(tmp_path / "run"), pretrained.load(undisturbed))
+
+
+# No further file can be made once the first checkpoint is there.
+NO_INODES = """
+mount -t tmpfs -o size=64m,nr_inodes=200 none $DISK
+$TRAIN > $OUT/said 2>&1 & run=$!
+while [ ! -d $DISK/run/checkpoints/40 ]; do kill -0 $run; sleep 0.02; done
+i=0; while touch $DISK/$i 2>/dev/null; do i=$((i + 1)); done
+until grep -q '^error: ' $OUT/said; do kill -0 $run; sleep 0.1; done
+said=$SECONDS
+code=0; wait $run || code=$?
+[ $((SECONDS - said)) -lt 60 ] || code=99
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_files_ends_the_process_too(tmp_path):
+    code, said = on_small_disk(tmp_path, NO_INODES + "exit $code")
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("error: cannot write")
