@@ -135,8 +135,8 @@ def test_the_seed_decides(spec):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("randaugment(0)", "num_layers must be 1 or more"),
-        ("randaugment(2, -1)", "magnitude must be 0 or more"),
+        ("randaugment(0)", "num_layers is 0; it must be from 1 to 100"),
+        ("randaugment(2, -1)", "magnitude is -1; it must be from 0 to 100"),
         ("randaugment(2, 1.5)", "magnitude is 1.5; it must be of type int"),
         ("timm_randaugment('m9')", "'m9' must begin with 'rand'"),
         ("timm_randaugment('rand-m9-w0')", "'w0' is not known; known: m9, n2, mstd0.5, inc0, inc1, p0.5"),
@@ -144,16 +144,16 @@ def test_the_seed_decides(spec):
         ("timm_randaugment('rand--m9')", "'' is not known"),
         ("timm_randaugment('rand-m9.5')", "m must be a whole number, not 9.5"),
         ("timm_randaugment('rand-inc2')", "inc must be 0 or 1"),
-        ("timm_randaugment('rand-n0')", "n must be 1 or more"),
+        ("timm_randaugment('rand-n0')", "n must be from 1 to 100"),
         ("timm_randaugment('rand-p2')", "p must be 1 or less"),
         ("autoaugment('cifar')", "autoaugment: policy: 'cifar' is not known.*Known: cifar10"),
-        ("color_jitter(-1)", "must be 0 or more"),
-        ("color_jitter(hue=0.6)", "hue between 0 and 0.5"),
-        ("grayscale(1.1)", "probability is 1.1; it must be between 0 and 1"),
+        ("color_jitter(-1)", "brightness is -1; it must be from 0 to 100"),
+        ("color_jitter(hue=0.6)", "hue is 0.6; it must be from 0 to 0.5"),
+        ("grayscale(1.1)", "probability is 1.1; it must be from 0 to 1"),
         ("solarize", "lacks the field 'probability'"),
         ("gaussian_blur(0.5, 0)", "min_sigma must be more than 0"),
         ("gaussian_blur(0.5, 2, 1)", "at most max_sigma"),
-        ("cutout(0)", "size must be 1 or more"),
+        ("cutout(0)", "size is 0; it must be from 1 to 8,192"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(spec, message):

@@ -1,6 +1,5 @@
 """Files as they are found in the wild: each is read, or ends in one sentence that names it."""
 
-import io
 import json
 import os
 import resource
@@ -13,37 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import hostile_images
 from tests.helpers import ROOT, assert_one_sentence, command, environment
+from tests.hostile_images import encoded, header, photo, png
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 
 
-def photo(height=48, width=64):
-    y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([3 * y, 2 * x, 100 + y - x], -1).astype(np.uint8))
-
-
-def encoded(image, kind, **options):
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
-
-
 def half(data):
     return data[: len(data) // 2]
-
-
-def png(*chunks):
-    parts = [
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def header(width, height, depth=8, colour=2):
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
 
 
 JPEG, PNG = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
@@ -73,6 +52,7 @@ GOOD = {
     "30000x1.jpg": encoded(photo(30_000, 1), "JPEG"),
     "bad_exif.jpg": JPEG[:2] + EXIF + JPEG[2:],
     "junk_after_the_end.jpg": JPEG + b"junk" * 100,
+    **{name: data for name, (data, _) in hostile_images.sound().items() if len(data) < 20_000},
 }
 BAD = {
     **{f"cut_at_{end}.jpg": JPEG[:end] for end in (1, 2, 20, SOF + 4, 500, len(JPEG) // 2, len(JPEG) - 100)},
@@ -96,9 +76,7 @@ BAD = {
     "huge.bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 2**31 - 1, -(2**31) + 1, 1, 24, 0, 0, 0, 0, 0, 0),
     "wrong_sum.png": PNG[:40] + bytes([PNG[40] ^ 255]) + PNG[41:],
     "no_data.png": png(header(64, 48), (b"IEND", b"")),
-    "text_bomb.png": png(
-        header(64, 48), (b"zTXt", b"a\0\0" + zlib.compress(bytes(200 * 2**20))), (b"IEND", b"")
-    ),
+    **hostile_images.bombs(),
 }  # fmt: skip
 LINKS = {"broken_link.jpg": "nowhere.jpg", "link_to_itself.png": "link_to_itself.png"}
 

@@ -137,9 +137,9 @@ def test_evaluation_has_no_random_operation(batch, spec):
     ("spec", "message"),
     [
         ("mixup(0)", "alpha must be above 0"),
-        ("mixup_or_cutmix(switch=2)", "probability and switch must be from 0 to 1"),
+        ("mixup_or_cutmix(switch=2)", "switch is 2; it must be from 0 to 1"),
         ("value_range(0, 1)|random_erase(mode='blue')", "mode: 'blue' is not known.*Known: noise, zero"),
-        ("value_range(0, 1)|random_erase(2)", "probability must be from 0 to 1"),
+        ("value_range(0, 1)|random_erase(2)", "probability is 2; it must be from 0 to 1"),
         ("normalize((1, 2), (1,))", "mean and std must be of one length"),
     ],
 )

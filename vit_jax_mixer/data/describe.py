@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax_mixer.data import images
+from vit_jax_mixer.data.images.decoding import format_of
 from vit_jax_mixer.data.pipeline import Dataset, Example, field, placed
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -45,7 +45,7 @@ def sizes(source: Source, count: int) -> Iterator[str]:
             continue
         reading += read - begun
         shapes.append(pixels.shape[:2])
-        kinds[_kind(image)] += 1
+        kinds[format_of(image)] += 1
         encoded.append(len(image) if isinstance(image, bytes) else image.nbytes)
     if shapes:
         areas = sorted(shapes, key=lambda shape: shape[0] * shape[1])
@@ -56,13 +56,6 @@ def sizes(source: Source, count: int) -> Iterator[str]:
         yield f"  {decoding / len(shapes) * 1e6:,.0f} µs to decode: {len(shapes) / decoding:,.0f} images/s on one core"
     for line in bad:
         yield f"  bad: {line}"
-
-
-def _kind(image: images.Encoded) -> str:
-    if isinstance(image, np.ndarray):
-        return f"array of {image.shape[-1]} channel(s)"
-    header = Image.open(io.BytesIO(image))  # reads no more than the header
-    return f"{header.format} {header.mode}"
 
 
 def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, views: int = 5, side: int = 128) -> None:

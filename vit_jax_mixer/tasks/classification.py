@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,8 +140,6 @@ def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -
     except UserError as error:
         # The data's own sentence says where; one of the operations does not know its field.
         raise UserError(f"config.data.{name}_ops, on the first example: {error}") from error
-    except (AttributeError, IndexError, TypeError, ValueError, cv2.error) as error:
-        raise UserError(f"config.data.{name}_ops fails on the first example ({error}); mend it.") from error
     if not ops.scales:
         raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
     return image.shape

@@ -17,6 +17,7 @@ from vit_jax_mixer.data.images import geometry
 from vit_jax_mixer.data.images.augment import AUGMENT_OPS
 from vit_jax_mixer.data.images.decoding import Encoded, HostOp, decode
 from vit_jax_mixer.data.images.device import DEVICE_OPS, DeviceOp, Images, Targets
+from vit_jax_mixer.data.images.room import ROOM
 from vit_jax_mixer.errors import UserError
 
 HOST_OPS: Mapping[str, Callable[..., HostOp]] = {
@@ -56,9 +57,16 @@ class Ops:
         """
         if isinstance(image, bytes) and not self.decodes:
             raise UserError("it is encoded; begin the operations with decode or decode_crop.")
+        if isinstance(image, np.ndarray) and not (
+            image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] in (1, 3) and image.size
+        ):
+            raise UserError(f"it is {image.dtype}{list(image.shape)}; images are uint8[height, width, 1 or 3].")
         cv2.setNumThreads(1)  # the loader's threads and processes share the cores already
-        for op in self.host:
-            image = op(image, rng)
+        try:
+            for op in self.host:
+                image = op(image, rng)
+        finally:
+            ROOM.give_back()
         return np.asarray(image)
 
     def on_device(
@@ -96,10 +104,11 @@ def parse(spec: str, where: str) -> Ops:
     if "random_erase" in names and not any(i < names.index("random_erase") for i in scaling):
         raise UserError(f"{where}: random_erase fills in values around 0; put it after value_range or normalize.")
     for name, part in zip(names, spec.split("|"), strict=True):
-        if name in DEVICE_OPS:
-            device.append(specs.build(DEVICE_OPS, part, where))
-        elif device:
+        if device and name not in DEVICE_OPS:
             raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
-        else:
-            host.append(specs.build({**HOST_OPS, **DEVICE_OPS}, part, where))
+        try:
+            op = specs.build({**HOST_OPS, **DEVICE_OPS}, part, where)
+        except UserError as error:  # an operation itself does not know its field
+            raise UserError(str(error) if where in str(error) else f"{where}: {part.strip()[:60]}: {error}") from error
+        (device if name in DEVICE_OPS else host).append(op)
     return Ops(tuple(host), tuple(device), decodes=names[0].startswith("decode"), scales=bool(scaling))

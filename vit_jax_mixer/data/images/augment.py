@@ -4,15 +4,26 @@ They draw from ``rng`` alone, never write into the image, and give contiguous ar
 """
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import numpy as np
 
 from vit_jax_mixer.data.images import colour, warp
 from vit_jax_mixer.data.images.decoding import HostOp
 from vit_jax_mixer.data.images.policies import autoaugment, randaugment, timm_randaugment
+from vit_jax_mixer.data.images.room import Side
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Rate, Within
+
+_Amount = Annotated[float, Within(0, 100)]
 
 
-def color_jitter(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.0) -> HostOp:
+def color_jitter(
+    brightness: _Amount = 0.4,
+    contrast: _Amount = 0.4,
+    saturation: _Amount = 0.4,
+    hue: Annotated[float, Within(0, 0.5)] = 0.0,
+) -> HostOp:
     """Change brightness, contrast, saturation and hue, in a random order, as torchvision's ColorJitter does.
 
     Args:
@@ -21,8 +32,6 @@ def color_jitter(brightness: float = 0.4, contrast: float = 0.4, saturation: flo
         saturation: likewise; without effect on grey images, as is hue.
         hue: the hue turns by a part of the circle that is uniform in [-hue, hue]; at most 0.5.
     """
-    if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-        raise ValueError("brightness, contrast and saturation must be 0 or more, hue between 0 and 0.5")
     changes: list[tuple[Callable[[np.ndarray, float], np.ndarray], float, float]] = [
         (change, max(0.0, 1 - amount), 1 + amount)
         for change, amount in (
@@ -44,17 +53,17 @@ def color_jitter(brightness: float = 0.4, contrast: float = 0.4, saturation: flo
     return _sometimes(1.0, transform)
 
 
-def grayscale(probability: float = 0.2) -> HostOp:
+def grayscale(probability: Rate = 0.2) -> HostOp:
     """Every channel the luma, in that part of the cases."""
     return _sometimes(probability, lambda image, rng: colour.saturation(image, 0.0))
 
 
-def solarize(probability: float, threshold: int = 128) -> HostOp:
+def solarize(probability: Rate, threshold: Annotated[int, Within(0, 1000)] = 128) -> HostOp:
     """Values of ``threshold`` and more inverted, in that part of the cases (BYOL, arXiv 2006.07733, appendix B)."""
     return _sometimes(probability, lambda image, rng: colour.solarize(image, threshold))
 
 
-def gaussian_blur(probability: float, min_sigma: float = 0.1, max_sigma: float = 2.0) -> HostOp:
+def gaussian_blur(probability: Rate, min_sigma: _Amount = 0.1, max_sigma: _Amount = 2.0) -> HostOp:
     """Blurred in that part of the cases, by a sigma uniform in that range (SimCLR, arXiv 2002.05709, appendix A).
 
     Args:
@@ -63,24 +72,20 @@ def gaussian_blur(probability: float, min_sigma: float = 0.1, max_sigma: float =
         max_sigma: in pixels.
     """
     if not 0 < min_sigma <= max_sigma:
-        raise ValueError("min_sigma must be more than 0 and at most max_sigma")
+        raise UserError("min_sigma must be more than 0 and at most max_sigma.")
     return _sometimes(probability, lambda image, rng: colour.gaussian_blur(image, rng.uniform(min_sigma, max_sigma)))
 
 
-def cutout(size: int) -> HostOp:
+def cutout(size: Side) -> HostOp:
     """A black square of ``size`` pixels about a random pixel (DeVries & Taylor 2017, arXiv 1708.04552).
 
     What of the square lies outside the image is cut off, so it may be smaller at the border.
     """
-    if size < 1:
-        raise ValueError("size must be 1 or more")
     return _sometimes(1.0, lambda image, rng: warp.erase(image, size, (0,), rng))
 
 
 def _sometimes(probability: float, transform: HostOp) -> HostOp:
     """Apply ``transform`` in that part of the cases."""
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability is {probability}; it must be between 0 and 1")
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = np.ascontiguousarray(image)

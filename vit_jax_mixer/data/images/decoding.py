@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vit_jax_mixer import specs
+from vit_jax_mixer.data.images import room
+from vit_jax_mixer.data.images.containers import JPEG, read_jpeg, without_metadata
 from vit_jax_mixer.errors import UserError
 
 Encoded = bytes | np.ndarray
 HostOp = Callable[[Any, np.random.Generator], np.ndarray]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # no other of Pillow's readers sees a user's file
-MAX_PIXELS = 2**26  # 67 million: more is taken for a decompression bomb, as a small file can promise any size
 
-_JPEG = b"\xff\xd8"
+# Bytes that a pixel takes at most while it is decoded, and changed after that.
+_JPEG_ROOM, _PILLOW_ROOM = 12, 20
+_STRIP = 2**20  # pixels that are converted at once
+_TO_8_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 # How to set an image upright, by its EXIF orientation (CIPA DC-008, section 4.6.4); 1 is upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -51,14 +55,15 @@ def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
     Raises:
         UserError: it has too many pixels.
     """
-    if isinstance(image, np.ndarray) or image[:2] != _JPEG:
+    if isinstance(image, np.ndarray) or image[:2] != JPEG:
         return None
     try:
         height, width = (int(side) for side in simplejpeg.decode_jpeg_header(image)[:2])
     except ValueError:
         return None  # `to_array` says what is wrong with it
-    _check_pixels(height, width)
-    return (width, height) if _jpeg_header(image)[0] >= 5 else (height, width)
+    header = read_jpeg(image)
+    room.check(height, width, image, header.scans)
+    return (width, height) if header.orientation >= 5 else (height, width)
 
 
 def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray:
@@ -77,20 +82,29 @@ def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = 
     """
     if isinstance(image, np.ndarray):
         return image if image.shape[-1] == channels else _convert(_to_pillow(image), channels)
-    if image[:2] == _JPEG:
-        orientation, sequential = _jpeg_header(image)
-        cut = sequential if rows is not None and orientation == 1 else None
+    if image[:2] == JPEG:
+        header = read_jpeg(image)
+        cut = header.sequential if rows is not None and header.orientation == 1 else None
         array = (
-            None if cut is None else _decode_jpeg(_with_height(image, cut, rows or 1), channels, reduce, strict=False)
+            None
+            if cut is None
+            else _decode_jpeg(_with_height(image, cut, rows or 1), header.scans, channels, reduce, strict=False)
         )
-        array = _decode_jpeg(image, channels, reduce) if array is None else array
+        array = _decode_jpeg(image, header.scans, channels, reduce) if array is None else array
         if array is not None:
-            return _upright(array, orientation)
-    pillow = _open(image)
-    return _upright(_convert(pillow, channels), _orientation(pillow.getexif()))
+            return _upright(array, header.orientation)
+    return _decode_by_pillow(image, channels)
 
 
-def _decode_jpeg(data: bytes, channels: int, reduce: int, strict: bool = True) -> np.ndarray | None:
+def format_of(image: Encoded) -> str:
+    """Return the format of an image that can be decoded, and its mode, as Pillow names them."""
+    if isinstance(image, np.ndarray):
+        return f"array of {image.shape[-1]} channel(s)"
+    header = Image.open(io.BytesIO(without_metadata(image)[0]), formats=FORMATS)  # reads no more than the header
+    return f"{header.format} {header.mode}"
+
+
+def _decode_jpeg(data: bytes, scans: int, channels: int, reduce: int, strict: bool = True) -> np.ndarray | None:
     """Decode by libjpeg-turbo, as stored; None where Pillow must judge.
 
     That is a file with a fault, which may be a harmless one, and one in CMYK.
@@ -98,9 +112,10 @@ def _decode_jpeg(data: bytes, channels: int, reduce: int, strict: bool = True) -
     try:
         *shape, colours, _ = simplejpeg.decode_jpeg_header(data)
         height, width = (int(side) for side in shape)
-        _check_pixels(height, width)
+        room.check(height, width, data, scans)
         if colours not in ("YCbCr", "Gray", "RGB"):
             return None
+        room.ROOM.take(height * width * _JPEG_ROOM)
         small = (-(-height // reduce), -(-width // reduce)) if reduce > 1 else (0, 0)
         return simplejpeg.decode_jpeg(
             data,
@@ -112,29 +127,8 @@ def _decode_jpeg(data: bytes, channels: int, reduce: int, strict: bool = True) -
         )
     except UserError:
         raise
-    except ValueError:
+    except (ValueError, MemoryError):
         return None
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int | None]:
-    """Return a JPEG's orientation, and where its frame header stands if its rows come one after the other.
-
-    That is the offset of an SOF0 or SOF1 segment (ITU-T T.81, B.2.2) of a file that ends as it
-    should; None for a progressive or a cut one.
-    """
-    orientation, place = None, 2
-    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
-        if data[place + 1] == 0xFF:  # a fill byte
-            place += 1
-            continue
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0" and orientation is None:
-            orientation = _orientation_in(data[place + 4 : place + 2 + length])
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-            sequential = marker in (0xC0, 0xC1) and data.endswith(b"\xff\xd9")
-            return orientation or 1, place if sequential else None
-        place += 2 + length
-    return orientation or 1, None
 
 
 def _with_height(data: bytes, frame: int, rows: int) -> bytes:
@@ -147,38 +141,47 @@ def _with_height(data: bytes, frame: int, rows: int) -> bytes:
     return b"".join((data[: frame + 5], least.to_bytes(2, "big"), data[frame + 7 :]))
 
 
-def _open(data: bytes) -> Image.Image:
-    """Decode all of an image; a broken one is a `UserError` (the caller knows its name)."""
+def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
+    """Decode all of an image, upright; a broken one is a `UserError` (the caller knows its name)."""
+    bare, orientation = without_metadata(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_pixels(image.height, image.width)
+        image = Image.open(io.BytesIO(bare), formats=FORMATS)
+        room.check(image.height, image.width, bare, read_jpeg(bare).scans if image.format == "JPEG" else 1)
+        room.ROOM.take(image.height * image.width * _PILLOW_ROOM)
         image.load()
-        return image
+        return _upright(_convert(image, channels), orientation)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"it has more than the {MAX_PIXELS:,} pixels that are read; make it smaller.") from error
+        raise UserError(f"it has more than the {room.MAX_PIXELS:,} pixels that are read; make it smaller.") from error
     # Whatever a decoder says of bytes that anyone may have written: a broken PNG is a SyntaxError.
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = ("no " + ", ".join(FORMATS) if data else "it is empty") if unknown else error
+        reason = ("no " + ", ".join(FORMATS) if data else "it is empty") if unknown else _first_line(error)
         raise UserError(f"it cannot be decoded as an image ({reason}); restore or remove it.") from error
 
 
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise UserError(
-            f"it has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read; make it smaller."
-        )
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
 def _convert(image: Image.Image, channels: int) -> np.ndarray:
+    """Return a Pillow image as u8[H, W, channels], made in strips: each step of it takes memory of its own."""
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        return _convert_strip(image, channels)
+    array = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        array[top:bottom] = _convert_strip(image.crop((0, top, image.width, bottom)), channels)
+    return array
+
+
+def _convert_strip(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode.startswith("I"):  # grey of 16 bits
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(((np.clip(values, 0, 65535) + 128) // 257).astype(np.uint8))
-    if isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # Pillow warns of a palette with several transparent colours
-    array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+        image = Image.fromarray(_TO_8_BITS[np.clip(np.asarray(image), 0, 2**16 - 1)])
+    mode = "RGB" if channels == 3 else "L"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array.reshape(*array.shape[:2], channels)
 
 
@@ -188,19 +191,3 @@ def _to_pillow(image: np.ndarray) -> Image.Image:
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda a: a)(array))
-
-
-def _orientation_in(data: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(data)
-    except Exception:  # whatever a camera wrote there: the pixels are what counts
-        return 1
-    return _orientation(exif)
-
-
-def _orientation(exif: Image.Exif) -> int:
-    try:
-        return int(exif.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as above
-        return 1

@@ -4,30 +4,38 @@ Each maps (images [B, h, w, c], targets f32[B, K], key) to new images and target
 at random are for training alone: without a key, as in evaluation, they are an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Rate, Within
 
 Images = jax.Array
 Targets = jax.Array | None
+_Value = Annotated[float, Within(-1e6, 1e6)]
+_Alpha = Annotated[float, Within(0, 1000)]
 DeviceOp = Callable[[Images, Targets, jax.Array | None], tuple[Images, Targets]]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values in [0, 1]
 
 
-def value_range(low: float, high: float) -> DeviceOp:
+def value_range(low: _Value, high: _Value) -> DeviceOp:
     """From [0, 255] to [low, high], float32."""
+    if low >= high:
+        raise UserError(f"value_range({low}, {high}) is no range; give the lower value, then the higher.")
     return lambda images, targets, key: (low + (high - low) / 255 * images.astype(jnp.float32), targets)
 
 
 def normalize(mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> DeviceOp:
     """From [0, 255] to (x / 255 - mean) / std for each channel, float32; ImageNet's figures if not given."""
-    if len(mean) != len(std) or min(std, default=0) <= 0:
-        raise ValueError("mean and std must be of one length, and std above 0")
+    _check_numbers(mean, "mean", -1e6)
+    _check_numbers(std, "std", 1e-6)
+    if len(mean) != len(std):
+        raise UserError("normalize: mean and std must be of one length.")
 
     def op(images: Images, targets: Targets, key: jax.Array | None) -> tuple[Images, Targets]:
         if images.shape[-1] != len(mean):
@@ -40,7 +48,16 @@ def normalize(mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = 
     return op
 
 
-def mixup(alpha: float) -> DeviceOp:
+def _check_numbers(values: object, name: str, least: float) -> None:
+    """Raise a `UserError` unless these are numbers of at least that."""
+    numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    if not numbers or not all(type(v) in (int, float) and least <= v <= 1e6 for v in numbers):
+        raise UserError(
+            f"normalize: {name} must be a number for each channel, {least:g} to 1e6, as in (0.5, 0.5, 0.5)."
+        )
+
+
+def mixup(alpha: _Alpha) -> DeviceOp:
     """Images and targets each mixed with those of another row (Zhang et al. 2017, arXiv 1710.09412).
 
     A batch has one share of mixing, drawn from Beta(alpha, alpha); row i is mixed with row B - 1 - i.
@@ -48,7 +65,7 @@ def mixup(alpha: float) -> DeviceOp:
     return mixup_or_cutmix(mixup=alpha, cutmix=0)
 
 
-def cutmix(alpha: float) -> DeviceOp:
+def cutmix(alpha: _Alpha) -> DeviceOp:
     """A rectangle of each image taken from another row (Yun et al. 2019, arXiv 1905.04899).
 
     Its share of the area is drawn from Beta(alpha, alpha) and its place uniformly, both once a
@@ -57,7 +74,7 @@ def cutmix(alpha: float) -> DeviceOp:
     return mixup_or_cutmix(mixup=0, cutmix=alpha)
 
 
-def mixup_or_cutmix(mixup: float = 0.8, cutmix: float = 1.0, probability: float = 1.0, switch: float = 0.5) -> DeviceOp:
+def mixup_or_cutmix(mixup: _Alpha = 0.8, cutmix: _Alpha = 1.0, probability: Rate = 1.0, switch: Rate = 0.5) -> DeviceOp:
     """One of the two for each batch, as for ResMLP and DeiT (Touvron et al. 2020, arXiv 2012.12877, table 9).
 
     Args:
@@ -66,10 +83,8 @@ def mixup_or_cutmix(mixup: float = 0.8, cutmix: float = 1.0, probability: float 
         probability: of mixing at all.
         switch: the share of `cutmix` where both are possible.
     """
-    if min(mixup, cutmix) < 0 or max(mixup, cutmix) == 0:
-        raise ValueError("alpha must be above 0")
-    if not (0 <= probability <= 1 and 0 <= switch <= 1):
-        raise ValueError("probability and switch must be from 0 to 1")
+    if max(mixup, cutmix) == 0:
+        raise UserError("mixup or cutmix: alpha must be above 0.")
     switch = switch if mixup and cutmix else float(cutmix > 0)
 
     def op(images: Images, targets: Targets, key: jax.Array | None) -> tuple[Images, Targets]:
@@ -92,7 +107,7 @@ def mixup_or_cutmix(mixup: float = 0.8, cutmix: float = 1.0, probability: float 
 
 
 def random_erase(
-    probability: float = 0.25, mode: str = "noise", min_area: float = 0.02, max_area: float = 1 / 3
+    probability: Rate = 0.25, mode: str = "noise", min_area: Rate = 0.02, max_area: Rate = 1 / 3
 ) -> DeviceOp:
     """A rectangle of some images replaced (Zhong et al. 2017, arXiv 1708.04896, algorithm 1).
 
@@ -104,8 +119,8 @@ def random_erase(
             draws fits into the image, it stays as it is.
     """
     noisy = specs.lookup({"noise": True, "zero": False}, mode, "mode")
-    if not (0 <= probability <= 1 and 0 < min_area <= max_area <= 1):
-        raise ValueError("probability must be from 0 to 1, and 0 < min_area <= max_area <= 1")
+    if not 0 < min_area <= max_area:
+        raise UserError("random_erase: min_area must be above 0 and at most max_area.")
 
     def op(images: Images, targets: Targets, key: jax.Array | None) -> tuple[Images, Targets]:
         if key is None:

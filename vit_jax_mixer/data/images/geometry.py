@@ -1,27 +1,30 @@
 """Crops, sizes and flips of u8[H, W, C]."""
 
+from typing import Annotated
+
 import cv2
 import numpy as np
 from PIL import Image
 
 from vit_jax_mixer import specs
-from vit_jax_mixer.data.images.decoding import MAX_PIXELS, Encoded, HostOp, check_channels, jpeg_shape, to_array
+from vit_jax_mixer.data.images.decoding import Encoded, HostOp, check_channels, jpeg_shape, to_array
+from vit_jax_mixer.data.images.room import MAX_PIXELS, Side
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Rate, Within
 
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-def resize(height: int, width: int | None = None, method: str = "bilinear") -> HostOp:
+def resize(height: Side, width: Annotated[int | None, Within(1, 2**13)] = None, method: str = "bilinear") -> HostOp:
     """To exactly that size (square if one number is given), 'bilinear' or 'bicubic', antialiased."""
     filter_ = specs.lookup(_METHODS, method, "method")
-    size = check_size(height), check_size(height if width is None else width)
+    size = height, height if width is None else width
     return lambda image, rng: _resize(image, size, filter_)
 
 
-def resize_small(size: int, method: str = "bilinear") -> HostOp:
+def resize_small(size: Side, method: str = "bilinear") -> HostOp:
     """So that the smaller side has that size, keeping the aspect ratio."""
-    check_size(size)
     filter_ = specs.lookup(_METHODS, method, "method")
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -32,9 +35,8 @@ def resize_small(size: int, method: str = "bilinear") -> HostOp:
     return op
 
 
-def center_crop(size: int) -> HostOp:
+def center_crop(size: Side) -> HostOp:
     """The middle square of that size."""
-    check_size(size)
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
@@ -45,14 +47,13 @@ def center_crop(size: int) -> HostOp:
     return op
 
 
-def inception_crop(size: int, min_area: float = 0.05, max_area: float = 1.0, method: str = "bilinear") -> HostOp:
+def inception_crop(size: Side, min_area: Rate = 0.05, max_area: Rate = 1.0, method: str = "bilinear") -> HostOp:
     """A random part, resized to size x size (Szegedy et al. 2014, arXiv 1409.4842, section 6).
 
     The part covers between ``min_area`` and ``max_area`` of the image, with an aspect ratio
     between 3/4 and 4/3; where none of ten draws fits into the image, the whole image is taken.
     """
     filter_ = specs.lookup(_METHODS, method, "method")
-    check_size(size)
     check_areas(min_area, max_area)
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +63,7 @@ def inception_crop(size: int, min_area: float = 0.05, max_area: float = 1.0, met
     return op
 
 
-def decode_crop(size: int, min_area: float = 0.05, max_area: float = 1.0, channels: int = 3) -> HostOp:
+def decode_crop(size: Side, min_area: Rate = 0.05, max_area: Rate = 1.0, channels: int = 3) -> HostOp:
     """``decode(channels)|inception_crop(size, min_area, max_area)`` in one, and much faster.
 
     The same part is drawn. A JPEG is decoded down to the part's last row, at 1/2, 1/4 or 1/8 of
@@ -71,7 +72,6 @@ def decode_crop(size: int, min_area: float = 0.05, max_area: float = 1.0, channe
     427 pixels) and size 224, of 1 to 2/255 for sizes 100 and 50.
     """
     check_channels(channels)
-    check_size(size)
     check_areas(min_area, max_area)
 
     def op(image: Encoded, rng: np.random.Generator) -> np.ndarray:
@@ -94,32 +94,29 @@ def flip_lr() -> HostOp:
     return lambda image, rng: _with_channels(cv2.flip(image, 1)) if rng.random() < 0.5 else image
 
 
-def random_shift(pixels: int) -> HostOp:
+def random_shift(pixels: Annotated[int, Within(0, 2**13)]) -> HostOp:
     """Moved by up to that many pixels each way; what comes in is black."""
-    if pixels < 0:
-        raise ValueError("pixels must be 0 or more")
 
     def op(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width, _ = image.shape
-        top, left = rng.integers(0, 2 * pixels + 1, 2)
-        canvas = np.zeros((height + 2 * pixels, width + 2 * pixels, image.shape[2]), image.dtype)
-        canvas[pixels : pixels + height, pixels : pixels + width] = image
-        return canvas[top : top + height, left : left + width]
+        up, left = rng.integers(0, 2 * pixels + 1, 2) - pixels
+        (to_y, from_y), (to_x, from_x) = _overlap(image.shape[0], up), _overlap(image.shape[1], left)
+        moved = np.zeros_like(image)
+        moved[to_y, to_x] = image[from_y, from_x]
+        return moved
 
     return op
 
 
-def check_size(size: int) -> int:
-    """Return ``size``, a number of pixels; a `ValueError` if it is below 1."""
-    if size < 1:
-        raise ValueError("sizes must be 1 or more")
-    return size
+def _overlap(side: int, move: int) -> tuple[slice, slice]:
+    """Return where what stays in sight comes to, and from, when ``side`` pixels move back by ``move``."""
+    back, forth = max(move, 0), max(-move, 0)
+    return slice(forth, max(side - back, 0)), slice(back, max(side - forth, 0))
 
 
 def check_areas(least: float, most: float) -> None:
-    """Raise a `ValueError` unless both are shares of an image's area, in that order."""
+    """Raise a `UserError` unless both are shares of an image's area, in that order."""
     if not 0 < least <= most <= 1:
-        raise ValueError("areas must be above 0, up to 1, and min_area at most max_area")
+        raise UserError("areas must be above 0, up to 1, and min_area at most max_area.")
 
 
 def sample_box(rng: np.random.Generator, shape: tuple[int, ...], min_area: float, max_area: float) -> Box:
@@ -181,7 +178,8 @@ def _resize(image: np.ndarray, size: tuple[int, int], method: Image.Resampling) 
     height, width = size
     if image.shape[:2] == size:
         return image
-    if height * width > MAX_PIXELS:
+    # Pillow brings the image to its new width first.
+    if max(height, image.shape[0]) * width > MAX_PIXELS:
         raise UserError(
             f"{image.shape[0]}x{image.shape[1]} pixels would become {height}x{width}; crop it, or remove it."
         )

@@ -7,6 +7,7 @@ One table holds the transforms, each with an amount in its own unit (degrees, pi
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.images import colour, warp
 from vit_jax_mixer.data.images.decoding import HostOp
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Within
 
 Transform = Callable[[np.ndarray, float, "Scale", np.random.Generator], np.ndarray]
 
@@ -148,7 +151,9 @@ AUTOAUGMENT_CIFAR10 = Scale(
 # --- The policies ------------------------------------------------------------------------------------
 
 
-def randaugment(num_layers: int = 2, magnitude: int = 15) -> HostOp:
+def randaugment(
+    num_layers: Annotated[int, Within(1, 100)] = 2, magnitude: Annotated[int, Within(0, 100)] = 15
+) -> HostOp:
     """RandAugment (Cubuk et al. 2019, arXiv 1909.13719), as the MLP-Mixer was trained with it.
 
     Each layer draws one of 16 transforms uniformly and applies it, all at the same magnitude m. The paper
@@ -173,8 +178,6 @@ def randaugment(num_layers: int = 2, magnitude: int = 15) -> HostOp:
         num_layers: transforms applied one after the other.
         magnitude: 0 or more.
     """
-    _require(num_layers >= 1, "num_layers must be 1 or more")
-    _require(magnitude >= 0, "magnitude must be 0 or more")
     return _uniformly(RANDAUGMENT, num_layers, lambda rng: magnitude, probability=1.0)
 
 
@@ -201,14 +204,14 @@ def timm_randaugment(config: str = "rand-m9-n2-mstd0.5") -> HostOp:
     _require(name == "rand", f"{config!r} must begin with 'rand'")
     found = {"m": "10", "n": "2", "mstd": "0", "inc": "0", "p": "0.5"}
     for part in parts:
-        match = re.fullmatch(r"(m|n|mstd|inc|p)(\d+(?:\.\d+)?)", part)
+        match = re.fullmatch(r"(m|n|mstd|inc|p)(\d{1,6}(?:\.\d{1,20})?)", part)
         if match is None:
-            raise ValueError(f"{part!r} is not known; known: m9, n2, mstd0.5, inc0, inc1, p0.5 with other numbers")
+            raise UserError(f"{part[:20]!r} is not known; known: m9, n2, mstd0.5, inc0, inc1, p0.5 with other numbers.")
         found[match[1]] = match[2]
     for key in ("m", "n", "inc"):
         _require(found[key].isdigit(), f"{key} must be a whole number, not {found[key]}")
     mean, layers, std, probability = int(found["m"]), int(found["n"]), float(found["mstd"]), float(found["p"])
-    _require(layers >= 1, "n must be 1 or more")
+    _require(1 <= layers <= 100, "n must be from 1 to 100")
     _require(found["inc"] in ("0", "1"), "inc must be 0 or 1")
     _require(probability <= 1, "p must be 1 or less")
 
@@ -262,7 +265,7 @@ def _uniformly(
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise UserError(f"timm_randaugment: {message}.")
 
 
 # (transform, probability, level): Cubuk et al. 2018, table 7. Where it has no level, 0 stands.

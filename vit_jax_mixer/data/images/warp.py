@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from vit_jax_mixer.errors import UserError
+
 
 def warp(image: np.ndarray, matrix: np.ndarray, fill: Sequence[int], interpolation: int) -> np.ndarray:
     """Take each pixel from where ``matrix`` says; ``fill`` (a value a channel) comes in from outside.
@@ -22,6 +24,8 @@ def warp(image: np.ndarray, matrix: np.ndarray, fill: Sequence[int], interpolati
         interpolation: one of OpenCV's, as ``cv2.INTER_NEAREST``.
     """
     height, width, _ = image.shape
+    if max(height, width) >= 2**15 - 1:
+        raise UserError(f"it has {width} x {height} pixels, too many a side for OpenCV's warps; resize it before.")
     matrix = np.array(matrix, np.float64)
     matrix[:, 2] += (matrix[:, :2].sum(1) - 1) / 2  # to OpenCV, the middle of the first pixel is (0, 0)
     warped = cv2.warpAffine(
