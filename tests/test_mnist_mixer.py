@@ -56,3 +56,16 @@ def test_logits_loss_and_gradients_are_those_of_the_document(reference):
 def test_it_has_the_documents_number_of_parameters():
     shapes = jax.eval_shape(MnistMixer(num_classes=10).init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 1_379_578
+
+
+def test_its_blocks_have_a_name_of_their_own_and_offer_tokens_as_all_models_do():
+    model = MnistMixer(num_classes=10, num_blocks=2, hidden_dim=12)
+    images = np.zeros((3, 28, 28, 1), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert set(variables["params"]) == {"stem", "MnistMixerBlock_0", "MnistMixerBlock_1", "head"}
+    _, state = jax.eval_shape(lambda params: model.apply({"params": params}, images, mutable=True), variables["params"])
+    assert {name: kept.shape for name, kept in state["intermediates"].items()} == {
+        "block_0": (3, 16, 12),  # [B, N, C]
+        "block_1": (3, 16, 12),
+        "pre_logits": (3, 16 * 12),
+    }
