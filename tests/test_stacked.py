@@ -155,6 +155,10 @@ class HeadBlock(nn.Module):
         return nn.Dense(3, name="InnerBlock")(x)
 
 
+class Layer(MixerBlock):
+    """A block whose name does not say so."""
+
+
 class WithHeadBlock(nn.Module):
     """A user's own model of our blocks."""
 
@@ -164,7 +168,7 @@ class WithHeadBlock(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = embed_patches(images, 16, 6, jnp.float32)
-        x = apply_blocks(self, partial(MixerBlock, 2, 5), [0.0] * 3, x, train=False)
+        x = apply_blocks(self, partial(Layer, 2, 5), [0.0] * 3, x, train=False)
         return HeadBlock(name="HeadBlock")(x.mean(1))
 
 
@@ -173,7 +177,7 @@ def test_only_what_was_scanned_is_taken_apart(tmp_path):
     assert scanned["HeadBlock"]["InnerBlock"]["kernel"].shape == (6, 3)
     assert_same(stacked.unstack(scanned), unrolled)
     assert_same(stacked.stack(unrolled, scanned), scanned)
-    assert set(stacked.unstack(scanned)) == {"stem", "MixerBlock_0", "MixerBlock_1", "MixerBlock_2", "HeadBlock"}
+    assert set(stacked.unstack(scanned)) == {"stem", "Layer_0", "Layer_1", "Layer_2", "HeadBlock"}
     assert_close(
         WithHeadBlock().apply({"params": scanned}, IMAGES), WithHeadBlock(False).apply({"params": unrolled}, IMAGES)
     )
