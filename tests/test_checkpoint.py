@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from tests.helpers import assert_same
-from vit_jax_mixer import parallel, step
+from vit_jax_mixer import best, parallel, step
 from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
 
@@ -86,10 +86,41 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert kept(tmp_path) == [10, 11, 12]
 
 
-def test_of_a_loss_the_lowest_is_the_best(tmp_path):
-    checkpoints = open_checkpoints(tmp_path, best="test/loss")
+def test_a_score_that_comes_later_counts(tmp_path):
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 1, {"test/accuracy": 0.5})
+    save(checkpoints, 2)  # its evaluation was cut off
+    checkpoints.close()
+    assert kept(tmp_path) == [1, 2]
+    again = open_checkpoints(tmp_path)
+    assert again.scored(1)
+    assert not again.scored(2)
+    again.score(2, {"test/accuracy": 0.9})
+    again.close()
+    once_more = open_checkpoints(tmp_path)
+    assert once_more.scored(2)
+    for number in (3, 4):
+        save(once_more, number, {"test/accuracy": 0.7})
+    once_more.close()
+    assert kept(tmp_path) == [2, 4]
+
+
+def test_scores_without_the_one_that_counts_are_told_when_they_are_written(tmp_path):
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 1)
+    checkpoints.close()
+    checkpoints = open_checkpoints(tmp_path)
+    with pytest.raises(UserError, match="config.checkpoint.best: 'test/accuracy' is no metric"):
+        checkpoints.score(1, {"test/acuracy": 0.5})
+    checkpoints.close()
+    assert best.read(tmp_path / "checkpoints/1") == {"test/acuracy": 0.5}
+
+
+@pytest.mark.parametrize("name", ["test/rmse", "min test/accuracy"])
+def test_of_a_loss_and_its_like_the_lowest_is_the_best(tmp_path, name):
+    checkpoints = open_checkpoints(tmp_path, best=name)
     for number, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
-        save(checkpoints, number, {"test/loss": loss})
+        save(checkpoints, number, {best.metric(name): loss})
     checkpoints.close()
     assert kept(tmp_path) == [2, 3]
 

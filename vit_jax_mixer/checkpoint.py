@@ -1,7 +1,6 @@
 """The train state on disk: Orbax, asynchronous, complete or absent."""
 
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,17 +12,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from vit_jax_mixer import distributed
-from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer import best as best_lib
+from vit_jax_mixer import checksums, distributed, keeping
+from vit_jax_mixer.errors import UserError, suggest, writing
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.orbax_path import for_orbax
 from vit_jax_mixer.saving_together import FAILURES, Manager, telling, told
-from vit_jax_mixer.seal import damage, seal
 from vit_jax_mixer.tasks.base import TrainState, Tree
 from vit_jax_mixer.workdir import remember_checkpoint
 
 _OPTIONAL = ("ema", "skipped")  # of the state; a run may begin or end to have them
+_DELETED = ".deleted"  # in the folder of checkpoints, until the next save
 _PAUSE = 5  # seconds, before a save that failed is tried again
 
 
@@ -37,44 +38,77 @@ class Checkpoints:
             workdir: where the run writes.
             every: steps between two checkpoints.
             keep: how many of the newest stay.
-            best: the evaluation metric by which the best one stays too: the highest, or the lowest
-                of a name that ends in "loss" or "loss_ema"; '' for none.
+            best: the evaluation metric by which the best one stays too, as `best` says; '' for none.
         """
         if every < 1 or keep < 1:
             raise UserError(f"config.checkpoint has every={every} and keep={keep}; both must be 1 or more.")
-        policies: list[PreservationPolicy] = [LatestN(keep)]
-        if best:
-            policies.append(BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
         self.every = every
-        self.best = best
+        self.best = best_lib.metric(best)
         self._folder = workdir.absolute() / "checkpoints"
         self._writing = 0  # the step that is being written
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of its arrays
         self._begun = False  # whether nobody knows yet if that is written
         self.given_up = False  # nothing more can be written
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
-        self.set_aside = _set_damaged_aside(self._folder)
-        handler = ocp.StandardCheckpointHandler()
+        self.set_aside = self._tidy(best)
+        steps = best_lib.steps(self._folder) if self._folder.is_dir() else []
+        self._scores = {step: best_lib.read(self._folder / str(step)) for step in steps}
+        self._handler = ocp.StandardCheckpointHandler()
         self._manager = Manager(
-            self._folder,
-            item_handlers=handler if jax.process_count() == 1 else telling(handler, self._end),
+            for_orbax(self._folder),
+            item_handlers=self._handler if jax.process_count() == 1 else telling(self._handler, self._end),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=self._score if best else None,  # without it, Orbax does not write the metrics
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), keeping.KeepBest(self._scores, best)]),
+                step_name_format=keeping.Names(),
                 cleanup_tmp_directories=True,
+                todelete_subdir=_DELETED,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """Return what the best checkpoint has most of; one without a finite metric is never the best."""
-        value = metrics.get(self.best, math.nan)
-        if not math.isfinite(value):
-            return -math.inf
-        return -value if self.best.removesuffix("_ema").endswith("loss") else value
+    def _tidy(self, best: str) -> str:
+        """Set aside what is damaged; return what to tell of it."""
+        said = ""
+        if jax.process_index() == 0 and self._folder.is_dir():
+            self._delete()
+            with writing(self._folder):
+                said = keeping.set_damaged_aside(self._folder, best)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        return said
+
+    def _delete(self) -> None:
+        """Delete what Orbax has put away: a kill in the midst of it leaves nothing that looks like a checkpoint."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
     def latest(self) -> int | None:
         """Return the newest complete checkpoint's step."""
         return self._manager.latest_step()
+
+    def scored(self, step: int) -> bool:
+        """Say whether the scores of a checkpoint are known."""
+        return bool(self._scores.get(step))
+
+    def score(self, step: int, scores: best_lib.Scores) -> None:
+        """Add the scores of a checkpoint whose evaluation came after it, as one that is made up for.
+
+        Args:
+            step: a checkpoint that there is.
+            scores: of the evaluation.
+
+        Raises:
+            UserError: they cannot be written, or ``best`` is none of them.
+        """
+        self._scores[step] = dict(scores)
+        if jax.process_index() == 0:
+            with writing(self._folder):
+                best_lib.write(self._folder / str(step), scores)
+        self._check_best(scores)
+
+    def _check_best(self, scores: best_lib.Scores) -> None:
+        if scores and self.best and self.best not in scores:
+            raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, scores)}")
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float], *, last: bool = False) -> str:
         """Begin to write a checkpoint; returns once the state is copied from the devices.
@@ -97,7 +131,7 @@ class Checkpoints:
         """
         if metrics and self.best and self.best not in metrics:
             self._must_save(step, state, metrics)
-            raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, metrics)}")
+            self._check_best(metrics)
         before = self._settle() or self._failing
         error = (before if jax.process_count() > 1 else "") or self._begin(step, state, metrics)
         if not (before or error or last):
@@ -142,10 +176,12 @@ class Checkpoints:
 
     def _begin(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str:
         """Begin to write; return why that failed, or ''."""
-        self._writing, self._begun = step, True
+        self._writing, self._begun, self._scores[step] = step, True, dict(metrics)
+        self._delete()
         try:
-            args = ocp.args.StandardSave(stacked.unstack(_saved(state)))
-            self._manager.save(step, args=args, metrics=dict(metrics) or None, force=True)
+            tree = stacked.unstack(_saved(state))
+            self._shapes = _shapes(tree)
+            self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
         except FAILURES as error:
             return self._why(error)
         return ""
@@ -168,10 +204,16 @@ class Checkpoints:
         return _reason(error)
 
     def _seal(self) -> None:
-        """Is called by Orbax when all is written, before the folder gets its name."""
+        """Is called by Orbax when all is written, before the folder gets its name: read back what there is."""
         if jax.process_index() == 0:
             with told(self._end) if jax.process_count() > 1 else nullcontext():
-                seal(next(self._folder.glob(f"{self._writing}.*")))
+                begun = f"{self._writing}{ocp.path.step.TMP_DIR_SUFFIX}"
+                folder = next(path for path in self._folder.iterdir() if path.name.startswith(begun))
+                if _shapes(self._handler.metadata(for_orbax(folder / "default"))) != self._shapes:
+                    raise ValueError(f"{folder} does not hold what was written to it")
+                if scores := self._scores[self._writing]:
+                    best_lib.write(folder, scores)
+                checksums.seal(folder)
                 remember_checkpoint(self._folder.parent, self._writing)
 
     def restore(self, step: int, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
@@ -213,35 +255,9 @@ class Checkpoints:
         error = "" if self.given_up else self._settle()
         with suppress(*FAILURES):  # of which the user knows
             self._manager.close()
+        self._delete()
         if error:
             raise UserError(f"cannot write checkpoint {self._writing} to {self._folder} ({error}); make room.")
-
-
-def _set_damaged_aside(folder: Path) -> str:
-    """Move the newest checkpoints away, down to the first that is whole; return what to tell of it.
-
-    Raises:
-        UserError: none is whole.
-    """
-    said = ""
-    if jax.process_index() == 0 and folder.is_dir():
-        for step in sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True):
-            what = damage(folder / str(step))
-            if not what:
-                said = said and f"{said}; going on from step {step}."
-                break
-            aside = folder.parent / "damaged_checkpoints" / str(step)
-            if aside.exists():
-                shutil.rmtree(aside)
-            aside.parent.mkdir(exist_ok=True)
-            (folder / str(step)).rename(aside)
-            said = f"checkpoint {step} is damaged ({what}), and is now {aside}"
-        else:
-            if said:
-                raise UserError(f"{said}; there is no other: choose another --workdir, or pass --start_anew.")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-    return said
 
 
 def _reason(error: Exception) -> str:

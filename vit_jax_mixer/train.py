@@ -93,7 +93,9 @@ def train_and_evaluate(
             evaluate = Evaluator(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
             if distributed.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
                 try:
-                    reports.evaluation(start, evaluate(state))
+                    scores = evaluate(state)
+                    checkpoints.score(start, scores)
+                    reports.evaluation(start, scores)
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
                     return state

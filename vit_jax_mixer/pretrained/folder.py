@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 
-from vit_jax_mixer import files, seal
+from vit_jax_mixer import best as best_lib
+from vit_jax_mixer import checksums, files
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.orbax_path import for_orbax
 from vit_jax_mixer.pretrained import archive
 from vit_jax_mixer.pretrained.checks import Choose, Flat, check_count, check_dtype, check_shape, everything
 
@@ -70,7 +71,7 @@ def write(path: Path, flat: Flat) -> None:
         {name: np.ascontiguousarray(v).reshape(v.shape) for name, v in flat.items()}, sep="/"
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), tree)
+        checkpointer.save(for_orbax(path), tree)
 
 
 def holds_arrays(path: Path) -> bool:
@@ -95,7 +96,7 @@ def _places(path: Path) -> list[Place]:
         if (path / "checkpoints").is_dir():
             path = path / "checkpoints"
         # Orbax names what is not whole yet, or is about to go, otherwise.
-        steps = {int(p.name): p for p in path.iterdir() if _is_step(p.name) and p.is_dir()}
+        steps = {int(p.name): p for p in path.iterdir() if best_lib.is_step(p) and p.is_dir()}
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename} ({error.strerror}); mend its permissions.") from error
     if not steps or holds_arrays(path):
@@ -103,7 +104,7 @@ def _places(path: Path) -> list[Place]:
             raise UserError(
                 f"there is no checkpoint in the folder {path}; give a workdir, or a folder in its checkpoints."
             )
-        place = next((p for p in (path, path.parent) if _is_step(p.name) and p.parent.name == "checkpoints"), None)
+        place = next((p for p in (path, path.parent) if best_lib.is_step(p) and p.parent.name == "checkpoints"), None)
         return [Place(place, int(place.name), f"step {place.name}") if place else Place(path, None, "")]
     best = _best(run_of(path))
     scores = {step: _score(folder, best) for step, folder in steps.items()}
@@ -117,13 +118,9 @@ def _places(path: Path) -> list[Place]:
     return [Place(steps[step], step, why(step)) for step in order]
 
 
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
-
-
 def _check(step: Path) -> None:
     """Compare a checkpoint with its checksums; ``VIT_JAX_MIXER_UNCHECKED=1`` leaves it out."""
-    if os.environ.get(UNCHECKED, "") in ("", "0") and (what := seal.damage(step)):
+    if os.environ.get(UNCHECKED, "") in ("", "0") and (what := checksums.damage(step)):
         raise UserError(f"the checkpoint {step} is damaged ({what}); take another.")
 
 
@@ -144,17 +141,11 @@ def _best(workdir: Path) -> str:
 
 
 def _score(step: Path, best: str) -> float:
-    """Return what the best step has most of, as `checkpoint.Checkpoints` counts."""
-    path = step / "metrics/metrics"
-    if not (best and path.exists()):  # there are some only after an evaluation
-        return -math.inf
+    """Return what the best step has most of."""
     try:
-        value = files.read_json(path).get(best)
-    except UserError:  # then its checksum is wrong as well
+        return best_lib.value(best_lib.read(step), best)
+    except UserError:  # then `_check` passes it over, and says so
         return math.inf
-    if not isinstance(value, float) or not math.isfinite(value):
-        return -math.inf
-    return -value if best.removesuffix("_ema").endswith("loss") else value
 
 
 def _arrays(path: Path, choose: Choose) -> Flat:
@@ -166,7 +157,7 @@ def _arrays(path: Path, choose: Choose) -> Flat:
     if not holds_arrays(path):
         raise UserError(f"{path} holds no arrays; take another checkpoint.")
     size = sum(_sizes(path))
-    folder = epath.Path(path)
+    folder = for_orbax(path)
     handler = ocp.PyTreeCheckpointHandler()
     try:
         metadata: dict[str, Any] = traverse_util.flatten_dict(handler.metadata(folder).tree, sep="/")

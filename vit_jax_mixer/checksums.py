@@ -1,0 +1,121 @@
+"""Checksums of a checkpoint's files, which tell later whether a disk has kept them.
+
+A leaf of the package.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vit_jax_mixer import files
+from vit_jax_mixer.errors import UserError
+
+FILE = "checksums.json"
+SCORES = "scores.json"  # of a checkpoint: may come later, and sums itself
+_FIELD = "crc32"  # of a description that sums itself
+_REMARKS = "_CHECKPOINT_METADATA"  # Orbax's, to which it adds the time after the seal
+_TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")  # of those
+_BLOCK = 1 << 20  # bytes read at once
+
+
+def seal(folder: Path) -> None:
+    """Write ``checksums.json``: the size and CRC-32 of each file below a folder.
+
+    Args:
+        folder: holds all that it is to hold.
+
+    Raises:
+        ValueError: it holds no files.
+    """
+    names = sorted(str(path.relative_to(folder)) for path in _files(folder))
+    names = [name for name in names if name not in (FILE, SCORES)]
+    if not names:
+        raise ValueError(f"there is nothing to seal in {folder}")
+    with ThreadPoolExecutor() as threads:
+        sums = dict(zip(names, threads.map(lambda name: _sum(folder / name), names), strict=True))
+    files.write_atomically(folder / FILE, json.dumps(sums, indent=1) + "\n")
+
+
+def damage(folder: Path) -> str:
+    """Return what is wrong with a sealed folder, in a few words; '' if nothing is, or it has no seal.
+
+    Sizes are compared first; then all bytes are read once, by several threads.
+    """
+    if not os.path.lexists(folder / FILE):
+        return ""
+    try:
+        sums = _expected(folder)
+        for name, (size, _) in sums.items():
+            path = folder / name
+            if not path.exists():
+                return f"{name} is missing"
+            if not path.is_file() or (path.name != _REMARKS and path.stat().st_size != size):
+                return f"{name} is not what was written"
+        with ThreadPoolExecutor() as threads:
+            for name, found in zip(sums, threads.map(lambda name: _sum(folder / name), sums), strict=True):
+                if found != sums[name]:
+                    return f"{name} is not what was written"
+        if os.path.lexists(folder / SCORES):
+            read_json(folder / SCORES)
+    except (OSError, UserError) as error:
+        return f"it cannot be read: {error}"
+    return ""
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a description with a checksum of its own, in the field ``crc32``; at once or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = dict(json.loads(json.dumps(content)))  # as it will be read
+    files.write_atomically(path, json.dumps({**content, _FIELD: _sum_of(content)}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote, without its checksum; a description without one is taken as it is.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    content = files.read_json(path)
+    expected = content.pop(_FIELD, None)
+    if expected not in (None, _sum_of(content)):
+        raise UserError(f"{path} is damaged (it is not what was written); restore or remove it.")
+    return content
+
+
+def _expected(folder: Path) -> dict[str, list[int]]:
+    """Return the size and checksum of each file."""
+    sums: dict[str, list[int]] = {}
+    for name, found in files.read_json(folder / FILE).items():
+        inside = ".." not in Path(name).parts and not Path(name).is_absolute() and "\0" not in name
+        numbers = isinstance(found, list) and len(found) == 2 and all(type(number) is int for number in found)
+        if not (inside and numbers):
+            raise UserError(f"{FILE} is damaged ({name!r}: {found!r:.60} is not a size and a checksum)")
+        sums[name] = found
+    return sums
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+def _sum(path: Path) -> list[int]:
+    size = checksum = 0
+    if path.name == _REMARKS:
+        remarks = {name: value for name, value in files.read_json(path).items() if name not in _TIMES}
+        return [0, _sum_of(remarks)]
+    with files.open_regular(path) as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+def _sum_of(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
