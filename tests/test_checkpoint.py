@@ -110,7 +110,7 @@ def test_scores_without_the_one_that_counts_are_told_when_they_are_written(tmp_p
     save(checkpoints, 1)
     checkpoints.close()
     checkpoints = open_checkpoints(tmp_path)
-    with pytest.raises(UserError, match="config.checkpoint.best: 'test/accuracy' is no metric"):
+    with pytest.raises(UserError, match=r"config\.checkpoint\.best: 'test/accuracy' is no metric"):
         checkpoints.score(1, {"test/acuracy": 0.5})
     checkpoints.close()
     assert best.read(tmp_path / "checkpoints/1") == {"test/acuracy": 0.5}
