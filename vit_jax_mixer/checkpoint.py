@@ -86,10 +86,6 @@ class Checkpoints:
         """Return the newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def scored(self, step: int) -> bool:
-        """Say whether the scores of a checkpoint are known."""
-        return bool(self._scores.get(step))
-
     def score(self, step: int, scores: best_lib.Scores) -> None:
         """Add the scores of a checkpoint whose evaluation came after it, as one that is made up for.
 
