@@ -206,7 +206,10 @@ def decay_mask(no_decay: str) -> Callable[[Any], Any]:
     Names are the published ones, also of parameters that are stacked (`models.stacked`): where blocks
     of one array differ, there is a bool[L, 1, ...] in the place of the bool.
     """
-    re.compile(no_decay)  # what is wrong with it is said at once
+    try:  # what is wrong with it is said at once
+        re.compile(no_decay)
+    except re.error as error:
+        raise UserError(f"no_decay is {no_decay!r}, no regular expression: {error}") from error
 
     def mask(params: Any) -> Any:
         def decays(path: Any, leaf: Any) -> Any:

@@ -8,7 +8,6 @@ import ast
 import dataclasses
 import inspect
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -44,7 +43,18 @@ def lookup(table: Mapping[str, Any], name: str, where: str) -> Any:
 def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
     """Call ``function(**given, **section)``, where the section's names come from a person.
 
-    Thus every field of the section reaches someone who reads it, or is an error.
+    Thus every field of the section reaches someone who reads it, or is an error. What the function
+    raises goes through.
+
+    Raises:
+        UserError: see `check`.
+    """
+    check(function, section, where, given)
+    return function(**given, **section)
+
+
+def check(function: Callable[..., Any], section: Mapping[str, Any], where: str, given: Collection[str] = ()) -> None:
+    """Compare a section with a function's signature, before it is called.
 
     Raises:
         UserError: a field that the function does not take, that it needs and is missing, that
@@ -60,20 +70,25 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
             raise UserError(f"{where} lacks the field {name!r}; add it.")
         if name in section and (expected := misfit(section[name], parameter.annotation)):
             raise UserError(f"{where}: {name} is {_short(section[name])}; it must be {expected}.")
-    return function(**given, **section)
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **given: Any) -> Any:
-    """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``."""
+    """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``.
+
+    Raises:
+        UserError: no such entry, arguments that it does not take, or that it refuses by a `UserError`.
+    """
     name, args, kwargs = parse(spec, where)
     function = lookup(table, name, where)
     names = list(parameters_of(function, given))
     if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
         raise UserError(f"{where}: {spec!r} has too many arguments; {name} takes {', '.join(names) or 'none'}.")
+    section = {**dict(zip(names, args, strict=False)), **kwargs}
+    check(function, section, f"{where}: {name}", given)
     try:
-        return call(function, {**dict(zip(names, args, strict=False)), **kwargs}, f"{where}: {name}", **given)
-    except (TypeError, ValueError, re.error) as error:
-        if isinstance(error, UserError):
+        return function(**given, **section)
+    except UserError as error:
+        if str(error).startswith(where):
             raise
         raise UserError(f"{where}: {spec!r} does not work ({error}); mend its arguments.") from error
 
