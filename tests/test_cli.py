@@ -1,11 +1,11 @@
-"""How commands end: with the right code and all that they said, whatever a library leaves behind."""
+"""How commands start and end: flags of their own, help, what hangs, devices that are not there."""
 
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, assert_one_sentence, command, environment
 
 # Three things that never end: a thread that the interpreter waits for, one of a pool, and an exit hook.
 HANG = """
@@ -54,3 +54,61 @@ def test_the_code_is_the_commands_own(last, code):
     assert result.returncode == code
     assert result.stdout == "all that it said\n"
     assert ("KeyError: 'x'" in result.stderr) == (last == "raise KeyError('x')")
+
+
+def python(code, *flags, **env):
+    line = [sys.executable, *flags, "-c", code]
+    return subprocess.run(line, cwd=ROOT, env=environment() | env, capture_output=True, text=True, check=False)
+
+
+def test_all_commands_can_be_imported_into_one_process_whose_warnings_are_errors():
+    names = ["main", "predict", "evaluate", "convert"]
+    names += [f"{name}.__main__" for name in ("data", "export", "plan", "pretrained")]
+    code = "import importlib\n" + "".join(f"importlib.import_module('vit_jax_mixer.{name}')\n" for name in names)
+    code += "from vit_jax_mixer import config_file; config_file.load('configs/digits.py')"
+    result = python(code, "-W", "error")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "cudaa"])
+def test_an_accelerator_that_is_not_there_is_one_sentence(platform):
+    code = "from vit_jax_mixer import cli; import jax; cli.run(lambda argv: jax.devices())"
+    result = python(code, JAX_PLATFORMS=platform)
+    assert_one_sentence(result, f"JAX_PLATFORMS={platform}", "python -c 'import jax; print(jax.devices())'")
+
+
+def test_help_ends_well_and_lists_the_fields_of_the_config():
+    result = command("main", "--config=configs/digits.py", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--workdir=" in result.stdout
+    learning_rate = next(line for line in result.stdout.splitlines() if "learning_rate" in line)
+    assert "--config.optim.learning_rate=0.003" in learning_rate
+    assert learning_rate.endswith("the highest, after the warm-up")
+    assert "--model=" in command("predict", "--help").stdout
+
+
+def test_libraries_log_when_asked_to():
+    code = "from absl import logging; from vit_jax_mixer import cli\ncli.run(lambda argv: logging.info('of a library'))"
+    run = lambda *flags: subprocess.run(
+        [sys.executable, "-c", code, *flags], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert run().stderr == ""
+    assert "of a library" in run("--verbosity=0").stderr
+
+
+def test_a_script_without_a_main_guard_is_told_the_true_cause(tmp_path):
+    script = tmp_path / "train.py"
+    work = (
+        "from vit_jax_mixer.data.pipeline import Dataset, Loader\n"
+        "from vit_jax_mixer.data.sources import open_source\n"
+        "data = Dataset(open_source('blank:2', 'train'), lambda example, rng: example)\n"
+        "{}Loader(1, 1, 1).train_batches(data, seed=0, batch_size=2, start=0)\n"
+    )
+    run = lambda: subprocess.run(
+        [sys.executable, script], env=environment(), capture_output=True, text=True, check=False
+    )
+    script.write_text(work.format(""))
+    assert f"UserError: {script}, line 4, starts processes that read data" in (said := run().stderr)
+    assert "config.loader.workers=0" in said
+    script.write_text(work.format("if __name__ == '__main__':\n    "))
+    assert run().returncode == 0

@@ -11,12 +11,12 @@ import pytest
 from tests.helpers import ROOT, command
 from tests.test_sources import write_idx
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.train import train_and_evaluate
 
 # The embedded digits, enlarged, in the place of data that must be downloaded.
 DIGITS = ["--config.data.source=tfds:sklearn_digits", "--config.data.train=train[:40]", "--config.data.eval=test[:10]"]
 PHOTOS = [
     *DIGITS,
-    "--config.checkpoint.best=test[:10]/accuracy",
     "--config.batch_size=4",
     "--config.eval_batch_size=6",
     "--config.loader.threads=1",
@@ -29,6 +29,8 @@ OVERRIDES = {
     "mixer_b16.py": PHOTOS,
     "mixer_b16.py:imagenet2012": PHOTOS,
     "mixer_imagenet.py": PHOTOS,
+    "photos.py": [*DIGITS, "--config.batch_size=4", "--config.eval_batch_size=6"],
+    "photos.py:finetune": [flag for flag in PHOTOS if "model.name" not in flag] + ["--config.init_from="],
     "mixer_imagenet.py:S/32": [flag for flag in PHOTOS if "model.name" not in flag],
 }
 
@@ -63,6 +65,27 @@ def test_it_runs_for_two_steps_and_one_evaluation(name, idx, tmp_path):
     *_, evaluation = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
     assert any(metric.endswith("/accuracy") for metric in evaluation)
+    assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_the_evaluation_is_named_in_one_place():
+    config = importlib.import_module("configs.mixer_b16").get_config("cifar10")
+    assert Config.of(config).checkpoint["best"] == "test/accuracy"
+    config.data.eval = "train[:10%]"
+    assert Config.of(config).checkpoint["best"] == "train[:10%]/accuracy"
+    config.checkpoint.best = "min loss"
+    assert Config.of(config).checkpoint["best"] == "min train[:10%]/loss"
+    config.checkpoint.best = "test/loss"  # a full name stays
+    assert Config.of(config).checkpoint["best"] == "test/loss"
+
+
+def test_a_run_without_evaluation(tmp_path):
+    config = importlib.import_module("configs.digits").get_config()
+    config.steps, config.optim.warmup_steps, config.data.eval = 2, 1, ""
+    train_and_evaluate(config, tmp_path)
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == 2
+    assert not any(name.startswith(("test/", "/")) for name in line)
     assert (tmp_path / "checkpoints/2").is_dir()
 
 

@@ -65,7 +65,7 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
         ({"optimizer": "adamw"}, "adamw lacks the field 'weight_decay'"),
         ({"optimizer": "sgd(momentun=0.9)"}, "has no field 'momentun'; did you mean 'momentum'"),
         ({"optimizer": "adamw(weight_decay='0.1')"}, "weight_decay is '0.1'; it must be of type float"),
-        ({"optimizer": "adamw(weight_decay=0.1, no_decay='(')"}, "does not work"),
+        ({"optimizer": "adamw(weight_decay=0.1, no_decay='(')"}, "is no regular expression"),
         ({"optimizer": "sgd(momentum=0.9, accumulator_dtype='bf16')"}, "accumulator_dtype is 'bf16'; choose from"),
         ({"optimizer": "adam(mu_dtype='int8')"}, "mu_dtype is 'int8'; choose from float32, bfloat16, float16"),
         ({"optimizer": "adam(b1='x')"}, "b1 is 'x'; it must be of type float"),

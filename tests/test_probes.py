@@ -256,4 +256,4 @@ def test_the_command_tries_probes_of_a_workdir_in_the_place_of_its_head(run, tmp
     for name in ("ridge_5shot", "knn_20", "logistic"):
         assert f"{name:18}  {100 * found[name]:.2f} %" in result.stdout
         assert found[name] == pytest.approx(evaluations(run[1])[-1][f"test/{name}"], abs=0.01)
-    assert_one_sentence(command("evaluate", *flags[:2], "--probe=knn(0)"), "--probe: 'knn(0)' does not work (k is 0")
+    assert_one_sentence(command("evaluate", *flags[:2], "--probe=knn(0)"), "--probe: knn: k is 0; it must be")

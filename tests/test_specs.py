@@ -31,3 +31,13 @@ def test_a_value_that_makes_no_sense_is_told_though_annotations_are_strings(sect
 
 def test_a_value_that_fits_is_passed_on():
     assert specs.call(ask, {"count": 2, "rate": 1, "maybe": None}, "config.x") == (2, 1, None, "")
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, AttributeError, AssertionError])
+def test_what_a_callee_raises_is_a_defect_and_goes_through(kind):
+    def broken():
+        raise kind("a bug")
+
+    with pytest.raises(kind, match=r"^a bug$") as error:
+        specs.build({"broken": broken}, "broken", "config.x")
+    assert not isinstance(error.value, UserError)

@@ -50,12 +50,22 @@ class Config:
 
     def evaluates_after(self, step: int) -> bool:
         """Say whether there is an evaluation after ``step`` updates."""
-        return step % self.eval_every == 0 or step == self.steps
+        return self.data.get("eval") != "" and (step % self.eval_every == 0 or step == self.steps)
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":
         """Take a ConfigDict; an unknown or missing field is a `UserError`."""
-        return specs.call(cls, config.to_dict(), "config")
+        return specs.call(cls, _resolved(config), "config")
+
+
+def _resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the fields, where ``checkpoint.best`` names its split, as that of ``data.eval`` if it names none."""
+    fields = config.to_dict()
+    split, best = fields.get("data", {}).get("eval"), fields.get("checkpoint", {}).get("best")
+    if isinstance(split, str) and isinstance(best, str) and best and "/" not in best:
+        direction, _, metric = best.rpartition(" ")  # as in 'min skill'
+        fields["checkpoint"]["best"] = f"{direction} {split}/{metric}".strip() if split else ""
+    return fields
 
 
 def _skip(steps: Annotated[int, Within(0, 2**31 - 1)]) -> int:
@@ -64,7 +74,7 @@ def _skip(steps: Annotated[int, Within(0, 2**31 - 1)]) -> int:
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the config as it comes back from JSON."""
-    return json.loads(json.dumps(config.to_dict(), default=str))
+    return json.loads(json.dumps(_resolved(config), default=str))
 
 
 def changes(old: Section, new: Section) -> list[str]:

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import tqdm
 
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.log import Log, Scalars
 from vit_jax_mixer.step import MUST_BE_FINITE
 
@@ -177,7 +178,12 @@ class Console:
         self._visible = jax.process_index() == 0
         on_terminal = self._visible and sys.stdout.isatty()
         self._bar = tqdm.tqdm(
-            total=steps, initial=start, unit="step", file=sys.stdout, dynamic_ncols=True, disable=not on_terminal
+            total=steps,
+            initial=start,
+            file=sys.stdout,
+            ncols=_columns(),
+            bar_format="{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {remaining} left{postfix}",
+            disable=not on_terminal,
         )
 
     def advance(self, step: int) -> None:
@@ -191,22 +197,36 @@ class Console:
             left = (self._steps - step) * speed["perf/step_seconds"]
             self.line(f"step {step}/{self._steps}  {_words(scalars)}  {how}  {_clock(left)} left")
         else:
-            self._bar.set_postfix_str(f"{_words(scalars)}  {how}", refresh=False)
+            self._bar.ncols = columns = _columns()
+            rest = len(f"100% |          | {self._steps}/{self._steps} 100:00:00 left, ")
+            first = {name: scalars[name] for name in sorted(scalars, key=lambda name: name != "loss")}
+            self._bar.set_postfix_str(_as_fits(f"{_words(first)}  {how}", columns - rest), refresh=False)
 
     def line(self, text: str) -> None:
         """Show a line above the bar; an empty one is nothing to show."""
         if not text or not self._visible:
             return
         if self._bar.disable:
-            print(text, flush=True)
+            print(printable(text, keep="\n"), flush=True)
         else:
-            self._bar.write(text, file=sys.stdout)
+            self._bar.write(printable(text, keep="\n"), file=sys.stdout)
 
     def evaluation(self, step: int, scalars: Scalars) -> None:
         self.line(f"step {step}/{self._steps}  evaluation: {_words(scalars)}")
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _as_fits(words: str, room: int) -> str:
+    """Return as many of the figures, which two blanks part, as there is room for."""
+    while len(words) > room and words:
+        words = words.rpartition("  ")[0]
+    return words
 
 
 def _words(scalars: Scalars) -> str:

@@ -209,7 +209,7 @@ def decay_mask(no_decay: str) -> Callable[[Any], Any]:
     try:  # what is wrong with it is said at once
         re.compile(no_decay)
     except re.error as error:
-        raise UserError(f"no_decay is {no_decay!r}, no regular expression: {error}") from error
+        raise UserError(f"config.optim.optimizer: no_decay={no_decay!r} is no regular expression ({error}).") from error
 
     def mask(params: Any) -> Any:
         def decays(path: Any, leaf: Any) -> Any:

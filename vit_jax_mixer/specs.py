@@ -47,16 +47,6 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
     raises goes through.
 
     Raises:
-        UserError: see `check`.
-    """
-    check(function, section, where, given)
-    return function(**given, **section)
-
-
-def check(function: Callable[..., Any], section: Mapping[str, Any], where: str, given: Collection[str] = ()) -> None:
-    """Compare a section with a function's signature, before it is called.
-
-    Raises:
         UserError: a field that the function does not take, that it needs and is missing, that
             is not of the type that it is annotated with, or a number that is not `Within` its range.
     """
@@ -70,27 +60,21 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], where: str, 
             raise UserError(f"{where} lacks the field {name!r}; add it.")
         if name in section and (expected := misfit(section[name], parameter.annotation)):
             raise UserError(f"{where}: {name} is {_short(section[name])}; it must be {expected}.")
+    return function(**given, **section)
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **given: Any) -> Any:
     """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``.
 
     Raises:
-        UserError: no such entry, arguments that it does not take, or that it refuses by a `UserError`.
+        UserError: no such entry, or arguments that it does not take.
     """
     name, args, kwargs = parse(spec, where)
     function = lookup(table, name, where)
     names = list(parameters_of(function, given))
     if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
         raise UserError(f"{where}: {spec!r} has too many arguments; {name} takes {', '.join(names) or 'none'}.")
-    section = {**dict(zip(names, args, strict=False)), **kwargs}
-    check(function, section, f"{where}: {name}", given)
-    try:
-        return function(**given, **section)
-    except UserError as error:
-        if str(error).startswith(where):
-            raise
-        raise UserError(f"{where}: {spec!r} does not work ({error}); mend its arguments.") from error
+    return call(function, {**dict(zip(names, args, strict=False)), **kwargs}, f"{where}: {name}", **given)
 
 
 def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -134,6 +135,9 @@ def train_and_evaluate(
                 _save_before(error, checkpoints, done, lambda: devices.saved_form(state), reports)
                 raise
             reports.line(skipped.summary())
+            if done >= run.steps:
+                place = shlex.quote(str(folder.path))
+                reports.line(f"done; use the model: python -m vit_jax_mixer.predict --model={place} IMAGES")
     return state
 
 

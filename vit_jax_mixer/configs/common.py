@@ -47,7 +47,7 @@ def get_config() -> Any:
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"  # KIND:PLACE, as tfds:NAME, folder:DIR, manifest:FILE, hf:NAME or idx:DIR
     config.data.train = "train"  # split for training, or a part of it, as train[:98%]
-    config.data.eval = "validation"  # split for evaluation; names its metrics, as test/accuracy
+    config.data.eval = "validation"  # split for evaluation, which names its metrics, as test/accuracy; '' for none
     # What is done to an image for training, in this order; value_range is what the model reads.
     config.data.train_ops = "decode_crop(224)|flip_lr|value_range(-1, 1)"
     # The same for evaluation.
@@ -76,6 +76,6 @@ def get_config() -> Any:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1_000  # steps; each evaluation saves one too
     config.checkpoint.keep = 2  # the newest that stay; the one before helps if a disk damages the newest
-    config.checkpoint.best = "validation/accuracy"  # the best by this stays too; '' for none
+    config.checkpoint.best = "accuracy"  # of the evaluation: the best by this stays too; '' for none
 
     return config.lock()

@@ -36,5 +36,4 @@ def get_config():
     config.log_every = 50
     config.eval_every = 250
     config.checkpoint.every = 250
-    config.checkpoint.best = "test/accuracy"
     return config

@@ -28,7 +28,6 @@ def get_config(argument: str = "cifar10"):
     config.data.source = f"tfds:{dataset}"
     config.data.eval = EVAL_SPLITS[dataset]
     config.data.eval_ops = "decode(3)|resize(224)|value_range(-1, 1)"
-    config.checkpoint.best = f"{config.data.eval}/accuracy"
 
     # 10,000 steps of batch 512, rate 0.03, clip 1, cosine after a warm-up of 500: as in common.py.
     config.optim.optimizer = "sgd(momentum=0.9, accumulator_dtype='bfloat16')"

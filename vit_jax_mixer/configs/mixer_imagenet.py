@@ -4,7 +4,7 @@
 
 The argument is the size: S/32, S/16, S/8, B/32, B/16 (the default), L/32, L/16 or H/14.
 ImageNet must be prepared by TFDS (`python -m vit_jax_mixer.data tfds:imagenet2012 --build` says how), or
-be a folder (--config.data.source=folder:DIR --config.data.eval=val --config.checkpoint.best=val/accuracy).
+be a folder (--config.data.source=folder:DIR --config.data.eval=val).
 Made for a TPU pod slice with 4,096 examples a step; no run of ours stands behind it yet (a public
 B/16 run with nearly this recipe reports 76.3 % top-1 after its 300 epochs).
 """

@@ -33,5 +33,4 @@ def get_config():
     config.log_every = 100
     config.eval_every = EPOCH
     config.checkpoint.every = EPOCH
-    config.checkpoint.best = "test/accuracy"
     return config

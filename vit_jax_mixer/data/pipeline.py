@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from vit_jax_mixer.data import main_guard
 from vit_jax_mixer.data.order import Blocks, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError, printable
@@ -180,8 +181,11 @@ class Loader:
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
     ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
+        workers, threads = self.crew()
+        if workers:
+            main_guard.check()
         order = train_order(dataset, seed=seed, batch_size=batch_size, share=self.share)
-        return self._read(order[start:], dataset, on_skipped, *self.crew())
+        return self._read(order[start:], dataset, on_skipped, workers, threads)
 
     def eval_batches(
         self, dataset: Dataset, *, batch_size: int, on_skipped: OnSkipped = _ignore

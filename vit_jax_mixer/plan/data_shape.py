@@ -34,4 +34,6 @@ def without_data(run: Config, num_classes: int | None, image_shape: str) -> Conf
     if num_classes is None:
         return run
     source = f"blank:{num_classes}" + (f",{image_shape}" if image_shape else "")
-    return dataclasses.replace(run, data={**run.data, "source": source, "train": "train", "eval": "test"})
+    return dataclasses.replace(
+        run, data={**run.data, "source": source, "train": "train", "eval": run.data["eval"] and "test"}
+    )

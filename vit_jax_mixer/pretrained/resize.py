@@ -102,7 +102,7 @@ class Part:
         if size is not None and not (
             isinstance(size, tuple) and [type(n) for n in size] == [int, int] and min(size) > 0
         ):
-            raise UserError(f"source_size is {size!r}, not (height, width) in pixels")  # `specs.build` adds the field
+            raise UserError(f"config.init_resize: source_size is {size!r}, not (height, width) in pixels.")
 
 
 PARTS: Mapping[str, Callable[..., Part]] = {

@@ -42,6 +42,8 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
         raise UserError(
             f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
         )
+    if probing and data.eval is None:
+        raise UserError("config.task.probe is tried in evaluations, but config.data.eval is ''; set one of the two.")
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
     about = About(
         model={**run.model, "num_classes": data.num_classes},
@@ -65,7 +67,8 @@ class ImageData:
         class_names: those of the training split.
         num_classes: K, how many there are.
         train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented.
-        eval: the same for evaluation; its labels are those of the training split, by the names of the classes.
+        eval: the same for evaluation; its labels are those of the training split, by the names of the classes. None
+            for a run without.
         plain: examples of training, as those of evaluation are made.
         eval_split: the name of the evaluation split.
         train_ops: what is done to a training image on the host and on the device.
@@ -85,7 +88,7 @@ class ImageData:
         if views < 1:
             raise UserError(f"config.data.views is {views}; it must be 1 or more.")
         skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
-        train_source, eval_source = open_source(source, train), open_source(source, eval)
+        train_source, eval_source = open_source(source, train), open_source(source, eval) if eval else None
         self.class_names = train_source.class_names
         self.num_classes = len(self.class_names)
         if not self.num_classes:
@@ -94,13 +97,15 @@ class ImageData:
         self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
         classes.check_distinct(self.class_names, source)
         own = np.arange(self.num_classes, dtype=np.int32)
-        matched = classes.match(eval_source.class_names, self.class_names, f"{source} {eval}", f"{train}'s")
         self.train = Dataset(train_source, Labelled(self.train_ops, own), views, skip_bad)
-        self.eval = Dataset(eval_source, Labelled(self.eval_ops, matched), skip_bad=skip_bad)
         self.plain = Dataset(train_source, Labelled(self.eval_ops, own), skip_bad=skip_bad)
+        self.eval = None
+        if eval_source is not None:
+            matched = classes.match(eval_source.class_names, self.class_names, f"{source} {eval}", f"{train}'s")
+            self.eval = Dataset(eval_source, Labelled(self.eval_ops, matched), skip_bad=skip_bad)
         self.eval_split = eval
         self.shape = _shape("train", self.train, self.train_ops, self.num_classes)
-        eval_shape = _shape("eval", self.eval, self.eval_ops)
+        eval_shape = _shape("eval", self.plain if self.eval is None else self.eval, self.eval_ops)
         if self.shape != eval_shape:
             raise UserError(
                 f"config.data.train_ops gives images of shape {self.shape}, eval_ops of {eval_shape}; "
@@ -161,7 +166,7 @@ class Classification(Task):
         self.model = model
         self.data = data
         self.train_data = data.train
-        self.eval_data = {data.eval_split: data.eval}
+        self.eval_data = {} if data.eval is None else {data.eval_split: data.eval}
         self.label_smoothing = label_smoothing
         self.init_from = init_from
         self.init_resize = init_resize
