@@ -1,12 +1,15 @@
 import io
+import os
 import socket
+import threading
 import urllib.request
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from tests.hostile_server import BODY, OTHER, QUICK, Reply, assert_refused, files, running
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import download, transfer
+from vit_jax_mixer.pretrained import connection, download, progress, transfer
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ def test_redirects_out_of_the_web_are_not_followed(server, fetch, tmp_path, to):
 
 def test_no_redirect_leads_from_https_to_http():
     request = urllib.request.Request("https://host/a")
-    (handler,) = (h for h in transfer._opener().handlers if isinstance(h, transfer._Redirects))
+    (handler,) = (h for h in connection.opener(connection.Watch(1)).handlers if isinstance(h, connection._Redirects))
     with pytest.raises(UserError, match="https://host/a redirects to http://host/b, which is not safe"):
         handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://host/b")
     assert handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://host/b").full_url[-1] == "b"
@@ -200,3 +203,92 @@ def test_a_server_that_speaks_no_http_is_refused(fetch):
         listener.settimeout(5)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.npz"
         assert_refused(fetch, url, "no connection to", patience=download.Patience(attempts=1, stall=0.1))
+
+
+# --- Servers that never come to an end, and caches that others can write ---
+
+
+@contextmanager
+def endless(begin, again, pause=0.0):
+    """Run a server that sends ``begin`` to each that connects, and then ``again`` for ever."""
+    stop = threading.Event()
+
+    def serve(connection):
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(begin)
+            while not stop.wait(pause):
+                connection.sendall(again)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
+        finally:
+            stop.set()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "again", "pause"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.05),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.001),
+        (CHUNKED, b"X: a\r\n", 0.001),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"a", 0.05),
+    ],
+    ids=["header", "continue", "trailer", "chunk"],
+)
+def test_what_never_ends_is_cut(fetch, begin, again, pause):
+    with endless(begin, again, pause) as url:
+        assert_refused(fetch, url, "cannot be fetched")
+
+
+@pytest.mark.parametrize("part", ["bytes 1000-/*", "bytes 1000-1999/*", "bytes 1000-299999/1000", "1000-299999/300000"])
+def test_a_resumed_file_is_as_long_as_was_promised(server, fetch, part):
+    short = Reply(BODY[:2000], part=part, ranges="always")
+    url = server.offer("/a.npz", Reply(BODY, stop=1000), short, Reply(BODY))
+    assert fetch(url).read_bytes() == BODY
+
+
+def test_a_link_in_the_cache_is_not_written_through(server, fetch, tmp_path):
+    url = server.offer("/a.npz", Reply(BODY))
+    place = download.place(url, tmp_path)
+    place.parent.mkdir(parents=True)
+    mine = tmp_path / "thesis"
+    for make in ("symlink_to", "hardlink_to"):
+        mine.write_text("mine")
+        getattr(place.with_name("a.npz.partial"), make)(mine)
+        place.with_name("a.npz.partial.json").write_text('{"etag": "\\"one\\"", "total": 300000}')
+        assert fetch(url).read_bytes() == BODY
+        assert mine.read_text() == "mine"
+        place.unlink()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_pipes_and_links_in_the_cache_are_not_waited_for(server, fetch, tmp_path, make):
+    url = server.offer("/a.npz", Reply(BODY))
+    place = download.place(url, tmp_path)
+    place.parent.mkdir(parents=True)
+    make(place.with_name("a.npz.json"))
+    make(place.with_name("a.npz.partial"))
+    make(place.with_name("a.npz.partial.json"))
+    assert fetch(url).read_bytes() == BODY
+    place.unlink()
+    place.with_name("a.npz.lock").unlink()
+    make(place.with_name("a.npz.lock"))
+    assert_refused(fetch, url, "a.npz")
+
+
+def test_what_a_server_says_is_shown_escaped(server, fetch, capsys):
+    url = server.offer("/a.npz", Reply(status=503, headers={"Retry-After": "9" * 5000}))
+    assert_refused(fetch, url, "503")
+    progress.say("\x1b[2J")
+    assert "\x1b" not in capsys.readouterr().err

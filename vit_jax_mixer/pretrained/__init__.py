@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import download, folder, formats, name_tables, names, registry, resize, transfer, trees
+from vit_jax_mixer.pretrained import download, folder, formats, name_tables, names, progress, registry, resize, trees
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
@@ -39,7 +39,7 @@ def load(reference: str | Path) -> Tree:
     """Return the parameters that `read` finds, and tell what they are where there was a choice."""
     weights = read(reference)
     if weights.origin:
-        transfer.say(f"{reference}: {weights.origin}")
+        progress.say(f"{reference}: {weights.origin}")
     return weights.tree
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import transfer
-from vit_jax_mixer.pretrained.transfer import note_of, read_json, say, write_json
+from vit_jax_mixer.pretrained import connection, transfer
+from vit_jax_mixer.pretrained.progress import megabytes, say
+from vit_jax_mixer.pretrained.transfer import note_of, read_json, write_json
 
 try:
     import fcntl
@@ -132,7 +134,7 @@ def _address(url: str) -> str:
         scheme, netloc, path = "https", "storage.googleapis.com", f"/{netloc}{path}"
     if scheme not in ("https", "http"):
         raise UserError(f"{url!r} cannot be fetched: known are https://, http:// and gs://; fetch it by other means.")
-    if not transfer.HOST.fullmatch(netloc):
+    if not connection.HOST.fullmatch(netloc):
         # Without the address, which may hold a password.
         raise UserError(
             f"an address without a plain host ({host!r}) cannot be fetched; give one as https://host/file.npz."
@@ -198,7 +200,11 @@ def _lock(path: Path) -> Iterator[bool]:
     if fcntl is None:
         yield False
         return
-    with path.with_name(f"{path.name}.lock").open("a") as file:
+    # Neither a link nor a pipe that somebody has put there is followed, or waited for.
+    lock = path.with_name(f"{path.name}.lock")
+    with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{lock} is no regular file; remove it, or set {CACHE} to a folder of your own.")
         held = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +239,7 @@ def _download(address: str, path: Path, wanted: _Wanted, patience: Patience, *, 
         digest = _check(partial, wanted, record, what, remedy, read_json(note_of(partial)).get("md5"))
         partial.replace(path)
         write_json(note_of(path), {"url": address, "size": size, "sha256": digest})
-        say(f"fetched {transfer.megabytes(size)} in {time.monotonic() - begun:.0f} s to {path}")
+        say(f"fetched {megabytes(size)} in {time.monotonic() - begun:.0f} s to {path}")
     finally:
         if not keep:  # of no use, or on a full disk in the way
             partial.unlink(missing_ok=True)

@@ -7,10 +7,11 @@ is asked for under the condition that it still has it.
 import base64
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
-import sys
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit
 
+from vit_jax_mixer import files
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.pretrained.connection import Watch, opener
+from vit_jax_mixer.pretrained.progress import Bar
 
 MAX_BYTES = 8 << 30  # no published Mixer is near it
-HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")  # without a user's name and password
 _CHUNK = 1 << 18
 _CRAWL = 1 << 14  # bytes; less while the time for stalls runs is a stall
 
@@ -53,19 +56,40 @@ def attempt(address: str, partial: Path, size: int | None, stall: float, remedy:
         OSError: the file cannot be written.
     """
     note = read_json(note_of(partial))
+    if not _is_own(partial):  # nothing that somebody else has put there is written to
+        partial.unlink(missing_ok=True)
     have = length(partial) if note.get("etag") else 0
     if have and note.get("total") == have:
         return
     headers = {"User-Agent": "vit_jax_mixer", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": note["etag"]}
+    with Watch(2 * stall) as watch:
+        _fetch(urllib.request.Request(address, headers=headers), watch, partial, have, note, size, stall, remedy)
+
+
+def _fetch(
+    request: urllib.request.Request,
+    watch: Watch,
+    partial: Path,
+    have: int,
+    note: Mapping[str, Any],
+    size: int | None,
+    stall: float,
+    remedy: str,
+) -> None:
+    """Ask for a file, or the rest of it, and write what comes; see `attempt`."""
+    address = request.full_url
     try:
-        reply = _opener().open(urllib.request.Request(address, headers=headers), timeout=stall)
+        reply = opener(watch).open(request, timeout=stall)
     except urllib.error.HTTPError as error:
         error.close()
         _refused(error, address, partial, remedy)
     except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last for a host that cannot be one
+        if watch.cut:
+            raise AgainError(f"the server took more than {2 * stall:.0f} s to begin its answer") from error
         _unreachable(error, address, remedy)
+    watch.progress()
     with reply:
         coding = reply.headers.get("Content-Encoding", "identity")
         if reply.status not in (200, 206) or coding != "identity":
@@ -74,7 +98,7 @@ def attempt(address: str, partial: Path, size: int | None, stall: float, remedy:
             partial.unlink(missing_ok=True)
             raise AgainError("the file changed, or another part came than was asked for")
         have = have if reply.status == 206 else 0
-        total = _total(reply, have)
+        total = _total(reply, have, note)
         if total is not None and total > MAX_BYTES:
             raise UserError(f"{address} has {total:,} bytes, over the limit of {MAX_BYTES:,}; {remedy}.")
         if total is not None and size is not None and total != size:
@@ -82,31 +106,57 @@ def attempt(address: str, partial: Path, size: int | None, stall: float, remedy:
         etag = reply.headers.get("ETag", "")
         strong = etag if etag.startswith('"') else ""  # a weak one does not tell bytes apart
         write_json(note_of(partial), {"etag": strong, "total": total, "md5": _promised_md5(reply.headers)})
-        with partial.open("r+b" if have else "wb") as file:
+        with _open_own(partial, have) as file:
             file.seek(have)
-            _copy(reply, file, address, have, total, stall)
+            _copy(reply, file, address, have, total, stall, watch)
+
+
+def _is_own(path: Path) -> bool:
+    """Say whether there is a regular file of this user's that has no other name: neither a link nor a pipe."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mine
+
+
+def _open_own(path: Path, have: int) -> IO[bytes]:
+    """Open a part to go on with it, or a new one; a link that has come meanwhile is an OSError."""
+    if not have:
+        path.unlink(missing_ok=True)
+        return path.open("xb")
+    return os.fdopen(os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "r+b")
+
+
+def _part(headers: Message) -> tuple[int, int, int | None] | None:
+    """Return (first byte, last byte, bytes of the whole or None) of a part; None if it is not said as it must be."""
+    number = "([0-9]{1,18})"
+    found = re.fullmatch(rf"bytes {number}-{number}/(?:{number}|\*)", headers.get("Content-Range", "").strip())
+    return (int(found[1]), int(found[2]), int(found[3]) if found[3] else None) if found else None
 
 
 def _continues(headers: Message, have: int, note: Mapping[str, Any]) -> bool:
     """Return whether a part is the rest of what was begun."""
-    if headers.get("ETag", note.get("etag")) != note.get("etag"):
+    part = _part(headers)
+    if part is None or headers.get("ETag", note.get("etag")) != note.get("etag"):
         return False
-    part, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    same = note.get("total") is None or total in ("*", str(note["total"]))
-    return bool(have) and part.startswith(f"{have}-") and same
+    first, last, total = part
+    same = total is None or note.get("total") in (None, total)
+    return 0 < have == first <= last and same and (total is None or last < total)
 
 
-def _total(reply: http.client.HTTPResponse, have: int) -> int | None:
-    """Return the bytes of the whole, if the server says; ``have`` are those before what it sends."""
-    whole = reply.headers.get("Content-Range", "").rpartition("/")[2] if reply.status == 206 else ""
-    if _is_number(whole):
-        return int(whole)
+def _total(reply: http.client.HTTPResponse, have: int, note: Mapping[str, Any]) -> int | None:
+    """Return the bytes of the whole, if the server says or has said; ``have`` are those before what it sends."""
+    part = _part(reply.headers) if reply.status == 206 else None
+    if part:
+        return part[2] or note.get("total") or part[1] + 1
     rest = reply.headers.get("Content-Length", "")
     return have + int(rest) if _is_number(rest) else None
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _promised_md5(headers: Message) -> str | None:
@@ -122,10 +172,16 @@ def _promised_md5(headers: Message) -> str | None:
 
 
 def _copy(
-    reply: http.client.HTTPResponse, file: IO[bytes], address: str, have: int, total: int | None, stall: float
+    reply: http.client.HTTPResponse,
+    file: IO[bytes],
+    address: str,
+    have: int,
+    total: int | None,
+    stall: float,
+    watch: Watch,
 ) -> None:
     """Write what comes, until it is all there."""
-    bar = _Bar(address, have, total)
+    bar = Bar(address, have, total)
     mark, marked = time.monotonic(), have
     limit = MAX_BYTES + 1 if total is None else total
     while have < limit:
@@ -142,10 +198,13 @@ def _copy(
         now = time.monotonic()
         if have - marked >= _CRAWL:
             mark, marked = now, have
+            watch.progress()
         elif now - mark > stall:
             bar.end()
             raise AgainError(f"the connection stalled after {have:,} bytes")
     bar.end()
+    if watch.cut:
+        raise AgainError(f"the connection stalled after {have:,} bytes")
     if have > MAX_BYTES:
         raise UserError(f"{address} does not end after {MAX_BYTES:,} bytes, the limit; give a file of weights.")
     if total is not None and have < total:
@@ -153,38 +212,6 @@ def _copy(
 
 
 # --- What goes wrong ---
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, to the web alone and not from https to http, five at most and none twice."""
-
-    max_redirections = 5
-    max_repeats = 1
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        fp.close()  # or urllib would read all that comes with the redirect
-        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl)
-        if new.scheme not in ("http", "https") or (old == "https" and new.scheme != "https"):
-            raise UserError(f"{req.full_url} redirects to {newurl}, which is not safe; fetch it by other means.")
-        if not HOST.fullmatch(new.netloc):
-            raise UserError(f"{req.full_url} redirects to {newurl!r}, which is no address; fetch it by other means.")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return one that knows nothing but the web, and the environment's proxies; urllib's own also opens files."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _Redirects,
-    ):
-        opener.add_handler(handler())
-    return opener
 
 
 def _refused(error: urllib.error.HTTPError, address: str, partial: Path, remedy: str) -> NoReturn:
@@ -218,7 +245,7 @@ def _reason(error: object) -> str:
     return str(text).strip().splitlines()[0].rstrip(".") if str(text).strip() else type(error).__name__
 
 
-# --- Notes and progress ---
+# --- Notes ---
 
 
 def length(path: Path) -> int:
@@ -231,13 +258,17 @@ def note_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+_NOTED = {"url": str, "etag": str, "md5": str, "sha256": str, "size": int, "total": int}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return what a note says; nothing if there is none, or none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = files.read_json(path, most=1 << 16)
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}
+    fields = {name: value for name, value in found.items() if type(value) is _NOTED.get(name)}
+    return fields if all(str(value).isprintable() and str(value).isascii() for value in fields.values()) else {}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -248,36 +279,3 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         new.replace(path)
     except OSError:
         new.unlink(missing_ok=True)
-
-
-def say(line: str) -> None:
-    """Tell a person; results go to standard output."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def megabytes(count: int) -> str:
-    """Return a number of bytes as people read it."""
-    return f"{count / 1e6:,.1f} MB"
-
-
-class _Bar:
-    """A bar on a terminal; elsewhere, a line at the beginning."""
-
-    def __init__(self, address: str, have: int, total: int | None):
-        self.total, self.live, self.last = total, sys.stderr.isatty(), 0.0
-        rest = f", from {megabytes(have)} on" if have else ""
-        say(f"fetching {address} ({megabytes(total) if total else 'of unknown size'}{rest})")
-
-    def show(self, have: int) -> None:
-        """Draw it, ten times a second at most."""
-        now = time.monotonic()
-        if not self.live or now - self.last < 0.1:
-            return
-        self.last = now
-        part = f"{'#' * (30 * have // self.total):<30} {have / self.total:4.0%} " if self.total else ""
-        print(f"\r  {part}{megabytes(have)}\033[K", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Take it away."""
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
