@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ def flat_params(workdir):
 def changed(workdir, folder, **fields):
     """Return a copy of a workdir with other fields in its ``model.json``; None takes a field away."""
     shutil.copytree(workdir, folder)
-    about = {**json.loads((workdir / FILE).read_text()), **fields}
+    about = {**json.loads((workdir / FILE).read_text()), "crc32": None, **fields}  # by hand
     (folder / FILE).write_text(json.dumps({name: value for name, value in about.items() if value is not None}))
     return str(folder)
 
@@ -195,8 +196,18 @@ def test_a_description_comes_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(image_shape=[8, 8]), "image_shape or model is of another form"),
-        (dict(image_shape=None), "image_shape"),
+        (dict(image_shape=[8, 8]), "image_shape is not three sizes"),
+        (dict(image_shape=None), "image_shape is not three sizes"),
+        (dict(image_shape=[0, 8, 1]), "image_shape is not three sizes"),
+        (dict(image_shape=[10**9, 8, 1]), "image_shape is not three sizes"),
+        (dict(image_shape=[True, 8, 1]), "image_shape is not three sizes"),
+        (dict(image_shape=["8", 8, 1]), "image_shape is not three sizes"),
+        (dict(class_names={"a": 1}), "no list of names"),
+        (dict(class_names=[1, 2]), "no list of names"),
+        (dict(model=[]), "no num_classes"),
+        (dict(model={"name": "MlpMixer", "num_classes": "10"}), "no num_classes"),
+        (dict(probabilities=[1]), "none of softmax, sigmoid"),
+        (dict(eval_ops=7), "eval_ops is 7; it must be of type str"),
         (dict(class_names=["a", "b"]), "2 class_names are not one for each class"),
         (dict(probabilities="argmax"), "none of softmax, sigmoid"),
         (dict(source=3), "source is 3; it must be of type str"),
@@ -213,13 +224,42 @@ def test_a_wrong_description_is_told_in_a_sentence(digits_run, tmp_path, fields,
         open_model(changed(digits_run, tmp_path / "a", **fields))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff", "[" * 100_000, "{}"])
 def test_a_description_that_is_none_is_told(tmp_path, text):
     (tmp_path / FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"model\.json cannot be read as the description"):
+    with pytest.raises(UserError, match=r"model\.json (is damaged|is not text|cannot be read)"):
         About.read(tmp_path)
     with pytest.raises(UserError, match=r"there is no .*model\.json"):
         About.read(tmp_path / "elsewhere")
+
+
+def test_a_damaged_file_of_an_export_is_noticed(digits_run, tmp_path):
+    from vit_jax_mixer.export.writing import export
+
+    export(str(digits_run), tmp_path / "out", formats=["safetensors"])
+    path = tmp_path / "out/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors is not what was exported"):
+        open_model(str(tmp_path / "out"))
+
+
+def test_a_flipped_bit_in_a_description_is_noticed(digits_run, tmp_path):
+    whole, rng = (digits_run / FILE).read_bytes(), np.random.default_rng(0)
+    expected = About.read(digits_run)
+    for bit in rng.choice(8 * len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / FILE).write_bytes(damaged)
+        with suppress(UserError):
+            assert About.read(tmp_path) == expected
+
+
+def test_more_blocks_than_there_are_arrays_are_not_made(digits_run, tmp_path):
+    model = {**About.read(digits_run).model, "num_blocks": 10**9}
+    with pytest.raises(UserError, match="num_blocks is 1000000000: they do not fit"):
+        open_model(changed(digits_run, tmp_path / "a", model=model))
 
 
 def test_operations_may_be_replaced_and_are_checked(digits_run):

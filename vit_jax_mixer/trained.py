@@ -5,7 +5,8 @@ workdir and `export` beside its files. A bare file of weights tells it by the sh
 """
 
 import dataclasses
-import json
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer import checksums, files, models, pretrained, specs
 from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import class_names, folder, registry, shapes, trees
 
 Tree = dict[str, Any]
 FILE = "model.json"
+MOST = 1 << 16  # pixels of an image's side
 CARD = "card.json"  # marks a folder as an export
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
@@ -49,10 +51,8 @@ class About:
     probabilities: str = "softmax"
 
     def write(self, folder: Path) -> None:
-        """Write ``model.json``, at once or not at all."""
-        new = folder / f"{FILE}.new"
-        new.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        new.replace(folder / FILE)
+        """Write ``model.json``, at once or not at all, with a checksum; who changes it by hand takes that out."""
+        checksums.write_json(folder / FILE, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "About":
@@ -64,19 +64,27 @@ class About:
         path = folder / FILE
         if not path.is_file():
             raise UserError(f"there is no {path}, which training and export write; give a folder that has one.")
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            fields["image_shape"] = tuple(int(size) for size in fields["image_shape"])
-            fields["class_names"] = tuple(map(str, fields["class_names"]))
-            if len(fields["image_shape"]) != 3 or not isinstance(fields["model"], dict):
-                raise ValueError("its image_shape or model is of another form")
-            if len(fields["class_names"]) not in (0, fields["model"]["num_classes"]):
-                raise ValueError(f"{len(fields['class_names'])} class_names are not one for each class")
-            if fields.get("probabilities", "softmax") not in PROBABILITIES:
-                raise ValueError(f"its probabilities are none of {', '.join(PROBABILITIES)}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read as the description of a model ({error}); mend it.") from error
-        return specs.call(cls, fields, str(path))
+        fields = checksums.read_json(path)
+        if misfit := _misfit(fields):
+            raise UserError(f"{path} cannot be read as the description of a model ({misfit}); mend it.")
+        lists = {name: tuple(fields[name]) for name in ("image_shape", "class_names")}
+        return specs.call(cls, {**fields, **lists}, str(path))
+
+
+def _misfit(fields: Mapping[str, Any]) -> str:
+    """Return what is wrong with a description, but for the types of its texts; '' if nothing is."""
+    shape, names, model = (fields.get(name) for name in ("image_shape", "class_names", "model"))
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n <= MOST for n in shape)):
+        return f"its image_shape is not three sizes from 1 to {MOST:,}"
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return "its class_names are no list of names"
+    if not (isinstance(model, dict) and isinstance(model.get("num_classes"), int)):
+        return "its model has no num_classes"
+    if len(names) not in (0, model["num_classes"]):
+        return f"{len(names)} class_names are not one for each class"
+    if fields.get("probabilities", "softmax") not in tuple(PROBABILITIES):
+        return f"its probabilities are none of {', '.join(PROBABILITIES)}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +147,9 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
         about = dataclasses.replace(about, eval_ops=eval_ops)
     # How a training saves time and memory changes nothing here but the layout of the parameters.
     fields = {name: value for name, value in about.model.items() if name not in ("scan", "remat")}
+    arrays = len(pretrained.flatten(weights.tree))
+    if isinstance(blocks := fields.get("num_blocks"), int) and blocks > arrays:  # to describe them all takes time
+        raise UserError(f"{reference} has {arrays} arrays, and num_blocks is {blocks!r:.20}: they do not fit.")
     module = specs.call(models.create, fields, f"{reference}: model")
     ops = images.parse(about.eval_ops, "--ops" if eval_ops else f"{reference}: eval_ops")
     if not ops.scales:
@@ -155,8 +166,23 @@ def _weights(path: Path) -> Path:
         return path
     for name in ("model.safetensors", "model.npz"):
         if (path / name).is_file():
+            _check_exported(path / name)
             return path / name
     raise UserError(f"the export {path} holds no weights that can be read; export again, with --format=safetensors.")
+
+
+def _check_exported(weights: Path) -> None:
+    """Compare a file of an export with the hash in its card.
+
+    Raises:
+        UserError: it has another.
+    """
+    match files.read_json(weights.parent / CARD).get("files"):
+        case {weights.name: {"sha256": str(expected)}} if os.environ.get(folder.UNCHECKED, "") in ("", "0"):
+            with weights.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise UserError(f"{weights} is not what was exported, by its {CARD}; restore it, or export again.")
 
 
 def _about_file(reference: str, weights: pretrained.Weights) -> About:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from vit_jax_mixer import files, specs
+from vit_jax_mixer import checksums, specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import folder, names, trees
 
@@ -204,7 +204,7 @@ def known_size(path: str | Path) -> Size | None:
     file = folder.run_of(Path(trees.split(path)[0]).expanduser()) / "model.json"
     if not file.is_file():
         return None
-    match files.read_json(file).get("image_shape"):
+    match checksums.read_json(file).get("image_shape"):
         case [int(height), int(width), _]:
             return height, width
     raise UserError(f"{file} is damaged (its image_shape is not three sizes); restore it.")
