@@ -77,14 +77,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, without its checksum; a description without one is taken as it is.
+    """Read what `write_json` wrote, without its checksum.
 
     Raises:
         UserError: it is damaged.
     """
     content = files.read_json(path)
-    expected = content.pop(_FIELD, None)
-    if expected not in (None, _sum_of(content)):
+    if content.pop(_FIELD, None) != _sum_of(content):
         raise UserError(f"{path} is damaged (it is not what was written); restore or remove it.")
     return content
 
