@@ -16,7 +16,7 @@ from tests.helpers import DATA, assert_close, assert_same, nested
 from tests.test_step import Reference
 from tests.test_train import lines, logged, saved_part, small
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import optim, parallel, pretrained, step, tasks
+from vit_jax_mixer import best, optim, parallel, pretrained, step, tasks
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.classification import Classification, Labelled
@@ -69,6 +69,9 @@ def test_an_evaluation_is_left_and_made_up_for(tmp_path, capsys):
     assert "stopped after step 12 of 12" in capsys.readouterr().out
     train_and_evaluate(config, tmp_path)
     assert evaluated(tmp_path) == [6, 12]
+    scores = best.read(tmp_path / "checkpoints/12")
+    assert scores == {name: value for name, value in lines(tmp_path)[-1].items() if name in scores}
+    assert "test/accuracy" in scores
 
 
 def evaluated(workdir):
