@@ -15,8 +15,8 @@ import pytest
 from tests.helpers import DATA, assert_close, assert_same, nested
 from tests.test_step import Reference
 from tests.test_train import lines, logged, saved_part, small
-from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import best, optim, parallel, pretrained, step, tasks
+from vit_jax_mixer import config as config_lib
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.classification import Classification, Labelled
