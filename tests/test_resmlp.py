@@ -144,5 +144,5 @@ def test_a_patch_may_be_a_rectangle_and_must_divide_the_image():
     assert found["ResMlpBlock_0/token_mixing/kernel"].shape == (32, 32)
     with pytest.raises(UserError, match="32x32 pixels cannot be cut into patches of 5x5"):
         start(patch_size=5)
-    with pytest.raises(UserError, match="cannot be cut into patches of 0x0"):
+    with pytest.raises(UserError, match="patch_size is 0; it must be a number of pixels"):
         start(patch_size=0)
