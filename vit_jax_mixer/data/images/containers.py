@@ -90,7 +90,12 @@ def orientation(exif: bytes) -> int:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, where it stands, where its segment ends) of a JPEG, up to its first scan."""
     place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
+    size = len(data)
+    while place + 4 <= size:
+        if data[place] != 0xFF and (place := data.find(b"\xff", place)) < 0:  # decoders pass over what is between
+            return
+        if place + 4 > size:
+            return
         marker = data[place + 1]
         if marker == 0xFF:  # a fill byte
             place += 1
@@ -99,7 +104,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         elif marker == 0xD9:
             return
         else:
-            end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            end = place + 2 + (data[place + 2] << 8) + data[place + 3]
             yield marker, place, end
             if marker == 0xDA:
                 return

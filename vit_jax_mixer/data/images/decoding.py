@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.images import room
-from vit_jax_mixer.data.images.containers import JPEG, read_jpeg, without_metadata
+from vit_jax_mixer.data.images.containers import JPEG, Jpeg, read_jpeg, without_metadata
 from vit_jax_mixer.errors import UserError
 
 Encoded = bytes | np.ndarray
@@ -49,8 +49,8 @@ def check_channels(channels: int) -> None:
     specs.lookup({"1": "grey", "3": "RGB"}, str(channels), "channels")
 
 
-def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
-    """Return (height, width) as it is upright, from the header of a JPEG; None for anything else.
+def jpeg_shape(image: Encoded) -> tuple[tuple[int, int], Jpeg] | None:
+    """Return (height, width) as it is upright, and the rest of the header, of a JPEG; None for anything else.
 
     Raises:
         UserError: it has too many pixels.
@@ -63,10 +63,12 @@ def jpeg_shape(image: Encoded) -> tuple[int, int] | None:
         return None  # `to_array` says what is wrong with it
     header = read_jpeg(image)
     room.check(height, width, image, header.scans)
-    return (width, height) if header.orientation >= 5 else (height, width)
+    return ((width, height) if header.orientation >= 5 else (height, width)), header
 
 
-def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray:
+def to_array(
+    image: Encoded, channels: int, reduce: int = 1, rows: int | None = None, header: Jpeg | None = None
+) -> np.ndarray:
     """Decode to u8[H, W, channels].
 
     Args:
@@ -76,6 +78,7 @@ def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = 
             transform gives nearly for free. The width of the result tells whether it did.
         rows: how many rows are needed, from the top and before any reduction; of a JPEG, no more
             than these and a few others may come back.
+        header: of a JPEG, where it is read already.
 
     Raises:
         UserError: it is no image of a known format, is damaged, or has too many pixels.
@@ -83,7 +86,7 @@ def to_array(image: Encoded, channels: int, reduce: int = 1, rows: int | None = 
     if isinstance(image, np.ndarray):
         return image if image.shape[-1] == channels else _convert(_to_pillow(image), channels)
     if image[:2] == JPEG:
-        header = read_jpeg(image)
+        header = header or read_jpeg(image)
         cut = header.sequential if rows is not None and header.orientation == 1 else None
         array = (
             None

@@ -75,13 +75,14 @@ def decode_crop(size: Side, min_area: Rate = 0.05, max_area: Rate = 1.0, channel
     check_areas(min_area, max_area)
 
     def op(image: Encoded, rng: np.random.Generator) -> np.ndarray:
-        shape = jpeg_shape(image)
-        if shape is None:
+        found = jpeg_shape(image)
+        if found is None:
             pixels = to_array(image, channels)
             box = sample_box(rng, pixels.shape, min_area, max_area)
         else:
+            shape, header = found
             box = sample_box(rng, shape, min_area, max_area)
-            pixels = to_array(image, channels, _reduction(min(box[2:]), size), rows=box[0] + box[2])
+            pixels = to_array(image, channels, _reduction(min(box[2:]), size), rows=box[0] + box[2], header=header)
             box = _scaled(box, 1 / round(shape[1] / pixels.shape[1]))  # its sides were rounded up
         top, left, height, width = box
         return quick_resize(pixels[top : top + height, left : left + width], (size, size))
