@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import ml_dtypes
 import numpy as np
@@ -176,6 +177,39 @@ def test_a_damaged_folder_is_refused(tmp_path):
         (copy / name).write_bytes(b"{")
         with pytest.raises(UserError, match="is not a checkpoint that can be read"):
             formats.read(copy)
+
+
+def test_a_folder_of_zeros_takes_no_memory(tmp_path):
+    formats.write(tmp_path / "a", {"kernel": np.zeros((3000, 3000), np.float32)})
+    with pytest.raises(UserError, match="promises 36,000,000, which weights cannot do"):
+        formats.read(tmp_path / "a")
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    formats.write(tmp_path / "a", SMALL)
+    os.mkfifo(tmp_path / "a/d/pipe")
+    with pytest.raises(UserError, match="pipe is no regular file"):
+        formats.read(tmp_path / "a")
+
+
+def test_what_orbaxs_descriptions_name_is_not_imported(tmp_path, monkeypatch):
+    formats.write(tmp_path / "a", SMALL)
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("_METADATA", "_CHECKPOINT_METADATA"):
+        text = json.loads((tmp_path / "a" / name).read_text())
+        text |= {
+            "item_handlers": "trap.Handler",
+            "module": "trap",
+            "clsname": "Trap",
+            "custom_metadata": {"trap": "trap"},
+        }
+        text |= {"value_metadata_tree": {"category": "namedtuple", "module": "trap", "clsname": "Trap", "entries": []}}
+        (tmp_path / "a" / name).write_text(json.dumps(text).replace('"np.ndarray"', '"trap.Trap"'))
+    with suppress(UserError):
+        formats.read(tmp_path / "a")
+    assert "trap" not in sys.modules
+    assert not (tmp_path / "sprung").exists()
 
 
 MEMORY = """
