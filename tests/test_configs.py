@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_it_runs_for_two_steps_and_one_evaluation(name, idx, tmp_path):
     assert result.returncode == 0, result.stderr
     *_, evaluation = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
+    assert re.search(r"done: step 2 is the best, .*accuracy [\d.]+; use the model: python -m .*predict", result.stdout)
     assert any(metric.endswith("/accuracy") for metric in evaluation)
     assert (tmp_path / "checkpoints/2").is_dir()
 

@@ -50,6 +50,7 @@ class Checkpoints:
         self._begun = False  # whether nobody knows yet if that is written
         self.given_up = False  # nothing more can be written
         self._failing = ""  # why the last save failed, while the run goes on in spite of it
+        self._best = best
         self.set_aside = self._tidy(best)
         steps = best_lib.steps(self._folder) if self._folder.is_dir() else []
         self._scores = {step: best_lib.read(self._folder / str(step)) for step in steps}
@@ -101,6 +102,11 @@ class Checkpoints:
             with writing(self._folder):
                 best_lib.write(self._folder / str(step), scores)
         self._check_best(scores)
+
+    def conclusion(self) -> str:
+        """Return which step is the best, and its score; '' where none has one."""
+        step = best_lib.step(self._scores, self._best)
+        return "" if step is None else f"step {step} is the best, {self.best} {self._scores[step][self.best]:.4g}; "
 
     def _check_best(self, scores: best_lib.Scores) -> None:
         if scores and self.best and self.best not in scores:

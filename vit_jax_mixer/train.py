@@ -137,7 +137,8 @@ def train_and_evaluate(
             reports.line(skipped.summary())
             if done >= run.steps:
                 place = shlex.quote(str(folder.path))
-                reports.line(f"done; use the model: python -m vit_jax_mixer.predict --model={place} IMAGES")
+                use = f"use the model: python -m vit_jax_mixer.predict --model={place} IMAGES"
+                reports.line(f"done: {checkpoints.conclusion()}{use}")
     return state
 
 
