@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -355,3 +357,16 @@ def test_what_is_missing_is_told(tmp_path):
     (tmp_path / "file").touch()
     given = ("evaluate", "--model=x", f"--data={DIGITS}", f"--out={tmp_path}/file")
     assert_one_sentence(command(*given), "cannot write to", "--out")
+
+
+def test_the_folder_of_the_model_takes_the_files_by_default(digits_run, tmp_path, monkeypatch, capsys):
+    from vit_jax_mixer import evaluate as door
+
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    monkeypatch.chdir(tmp_path)
+    door._FLAGS(["evaluate", f"--model={run}", f"--data={DIGITS}", "--split=test[:20]"])
+    door.main(["evaluate"])
+    assert f"{run}/evaluation has metrics.json" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert door._folder_of("Mixer-B/16:imagenet1k") == door._folder_of(f"{run}/checkpoints") == Path()

@@ -16,7 +16,8 @@ import pytest
 
 from tests.helpers import DATA, assert_close, assert_one_sentence, assert_same, command
 from vit_jax_mixer import models, pretrained
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
+from vit_jax_mixer.export import card as card_lib
 from vit_jax_mixer.export import files, onnx_graph
 from vit_jax_mixer.export.writing import export
 from vit_jax_mixer.models import resmlp
@@ -323,6 +324,37 @@ def test_a_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match=r"cannot write .*card\.json/out \(Not a directory\); choose another place"):
         export(source, target / "card.json/out", formats=["safetensors"])
+
+
+def test_what_others_wrote_reaches_the_card_as_words(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    evil = "<script>x</script>\n# Title\n[click](javascript:x) | `cell` *bold* \x1b[2J\u202e caf\udce9"
+    about = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**about, "source": evil, "licence": evil}))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "init_from": f"{evil}\n```\n<b>"}))
+    export(str(run), tmp_path / "out", formats=["safetensors"])
+    card = card_of(tmp_path / "out")
+    assert card["source"] == card["licence"] == evil == open_model(str(tmp_path / "out")).about.source  # for programs
+    text = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert printable(text, keep="\n") == text
+    before, _, config = text.partition("## Config of the training")
+    assert "<" not in before
+    assert r"&lt;script&gt;x&lt;/script&gt;\\x0a# Title\\x0a\[click\](javascript:x) \| \`cell\` \*bold\*" in before
+    assert config.count("\n```") == 2  # the code begins and ends
+
+
+def test_metrics_of_any_damage_are_no_traceback(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    for line in ('{"step": 60, "x": "<b>"}', '{"step": "60"}', "7", ""):
+        (run / "metrics.jsonl").write_text(f"{line}\n" if line else line)
+        assert card_lib._evaluation_of(run, 60) is None
+    for line in ("[" * 100_000, "{"):
+        (run / "metrics.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            card_lib._evaluation_of(run, 60)
 
 
 def test_a_damaged_record_of_the_run_is_said(workdir, tmp_path):

@@ -16,6 +16,7 @@ from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.inference import even_batches
 from vit_jax_mixer.predictions import Prediction, as_json, as_text, find_images, predict, save_features
 from vit_jax_mixer.pretrained import formats
+from vit_jax_mixer.tasks.classification import of_any_image
 from vit_jax_mixer.trained import open_model
 
 
@@ -80,12 +81,57 @@ def test_a_model_without_names_tells_numbers(trained, photos):
     assert found.classes[0][:2] == (0, "0")
 
 
-def test_an_image_of_another_size_is_told_with_the_operations(trained, tmp_path):
+PLAIN = "decode(1)|value_range(-1, 1)"  # of images that have the model's size
+
+
+def test_photos_of_any_size_and_mode_are_read(trained, tmp_path):
+    assert trained.about.eval_ops == "decode(1)|resize(8)|value_range(-1, 1)"  # though the config needs no resizing
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 4), np.uint8)
+    photos = {
+        "a.png": Image.fromarray(pixels),
+        "b.jpg": Image.fromarray(pixels[..., :3]),
+        "c.jpg": Image.fromarray(pixels, "CMYK"),
+        "d.webp": Image.fromarray(pixels[:1, :1, :3]),
+        "e.gif": Image.fromarray(pixels[..., :3]).quantize(16),
+        "f.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 256),
+        "g.bmp": Image.fromarray(pixels[..., 0] > 99),
+    }
+    for name, photo in photos.items():
+        photo.save(tmp_path / name)
+    found = list(predict(trained, find_images(str(tmp_path)), top=1, batch_size=8, on_bad=pytest.fail))
+    assert [os.path.basename(prediction.file) for prediction in found] == list(photos)
+
+
+@pytest.mark.parametrize(
+    ("ops", "shape", "expected"),
+    [
+        (PLAIN, (8, 8, 1), "decode(1)|resize(8)|value_range(-1, 1)"),
+        ("value_range(-1, 1)", (8, 8, 3), "decode(3)|resize(8)|value_range(-1, 1)"),
+        ("decode(3)|value_range(0, 1)", (4, 6, 3), "decode(3)|resize(4, 6)|value_range(0, 1)"),
+        (
+            "decode(3)|resize_small(8)|value_range(0, 1)",
+            (8, 8, 3),
+            "decode(3)|resize(8)|resize_small(8)|value_range(0, 1)",
+        ),
+        ("decode(3)|center_crop(8)| value_range(0, 1)", (8, 8, 3), "decode(3)|center_crop(8)| value_range(0, 1)"),
+        (
+            "decode(3)|resize_small(9)|center_crop(8)|normalize",
+            (8, 8, 3),
+            "decode(3)|resize_small(9)|center_crop(8)|normalize",
+        ),
+    ],
+)
+def test_the_operations_of_a_model_read_any_image(ops, shape, expected):
+    assert of_any_image(ops, shape) == expected
+
+
+def test_an_image_of_another_size_is_told_with_the_operations(digits_run, tmp_path):
+    plain = open_model(str(digits_run), eval_ops=PLAIN)
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "a.png")
     bad = []
-    assert not list(predict(trained, [str(tmp_path / "a.png")], top=1, batch_size=1, on_bad=bad.append))
-    assert bad[0].startswith(f"{tmp_path}/a.png: the operations 'decode(1)|value_range(-1, 1)' give an image of shape")
-    assert "(9, 8, 1), the model reads (8, 8, 1); mend them with --ops" in bad[0]
+    assert not list(predict(plain, [str(tmp_path / "a.png")], top=1, batch_size=1, on_bad=bad.append))
+    assert bad[0].startswith(f"{tmp_path}/a.png: the operations '{PLAIN}' give an image of shape (9, 8, 1), the model")
+    assert bad[0].endswith("mend them with --ops, as --ops='decode(1)|resize(8)|value_range(-1, 1)'.")
 
 
 def test_outputs_that_are_not_finite_are_an_error(trained, photos):
@@ -193,6 +239,23 @@ def test_several_classes_make_a_block_and_a_line_of_json():
         ],
     }
     assert as_json(found).isascii()
+
+
+def test_names_of_others_do_not_reach_the_terminal_raw():
+    evil = Prediction("a\x1b[2J\nb\udcff.png", ((1, "\u202ered\x9b", 1.0), (0, "b", 0.0)), np.zeros(1))
+    assert as_text(evil, 0) == "a\\x1b[2J\\x0ab\\xff.png\n  100.00 %  \\u202ered\\x9b\n    0.00 %  b"
+    assert json.loads(as_json(evil))["file"] == evil.file
+    assert as_json(evil).isascii()
+    assert as_json(evil).isprintable()
+
+
+def test_lines_fit_a_terminal():
+    name = "Dandie Dinmont, Dandie Dinmont terrier, a small dog of the Scottish borders with a long body"
+    found = Prediction("犬.png", ((0, name, 0.5), (1, "b", 0.5)), np.zeros(1))
+    assert max(map(len, as_text(found, 0).splitlines())) <= 80
+    assert " ".join(as_text(found, 0).split()) == f"犬.png 50.00 % {name} 50.00 % b"
+    one = dataclasses.replace(found, classes=((1, "b", 0.5),))
+    assert as_text(one, 9) == "犬.png      50.00 %  b"
 
 
 def test_a_model_without_a_head_gives_features(digits_run, photos, tmp_path):

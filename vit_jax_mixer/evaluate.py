@@ -1,6 +1,7 @@
 """Evaluate a model: `python -m vit_jax_mixer.evaluate --model=runs/digits --data=tfds:sklearn_digits`.
 
-It prints how many images are classified right, the loss and the calibration error, and writes to --out:
+It prints how many images are classified right, the loss and the calibration error, and writes to --out,
+which is `evaluation` in the model's folder unless it is named:
 
 metrics.json    the same figures, and which images were skipped
 per_class.csv   how many images of each class there are, and how many are right
@@ -8,7 +9,8 @@ confusion.csv   the confusion matrix; above 2,000 classes a row for each pair th
 confusion.png   its picture; none above 2,000 classes
 
 Every image counts once. Predictions are among all classes of the model, also where the data have
-only some of them; the matrix then has those of the data and those predicted.
+only some of them; the matrix then has those of the data and those predicted. Classes are matched by
+name, whole numbers by value; where no name says which is which, it stops, or takes --by_number.
 
 With --probe='ridge(5)|knn(20)|logistic', simple classifiers of the frozen features take the place of
 the model's head: they learn from --probe_split and are tried on --split, whose classes may be any.
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 from vit_jax_mixer import cli
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -37,7 +39,11 @@ _DATA = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", "test", "What of it, as test, or train[-500:].", flag_values=_FLAGS)
 _OUT = flags.DEFINE_string(
-    "out", "evaluation", "The folder that takes the files; older ones there are replaced.", flag_values=_FLAGS
+    "out",
+    None,
+    "The folder that takes the files; older ones there are replaced. Else evaluation/, in the model's folder if it "
+    "has one.",
+    flag_values=_FLAGS,
 )
 _OPS = flags.DEFINE_string(
     "ops", "", "Image operations in the place of the model's own; see docs/data.md.", flag_values=_FLAGS
@@ -67,7 +73,7 @@ def main(argv: list[str]) -> None:
         raise UserError("no --model given; name one, as --model=runs/digits or --model=Mixer-B/16:imagenet1k.")
     if not _DATA.value:
         raise UserError("no --data given; name a dataset, as --data=tfds:sklearn_digits or --data=folder:photos.")
-    out = Path(_OUT.value).expanduser()
+    out = Path(_OUT.value).expanduser() if _OUT.value else _folder_of(_MODEL.value) / "evaluation"
     _or_user_error(out, lambda: out.mkdir(parents=True, exist_ok=True))
     if _PROBE.value:
         return _evaluate_by_probes(_MODEL.value, _DATA.value, out)
@@ -89,10 +95,16 @@ def main(argv: list[str]) -> None:
     )
     given = {"model": _MODEL.value, "data": _DATA.value, "split": _SPLIT.value, "ops": trained.about.eval_ops}
     files = _or_user_error(out, lambda: report.write(out, found, given))
-    print(f"{_MODEL.value} on {_DATA.value}, {_SPLIT.value}")
+    print(printable(f"{_MODEL.value} on {_DATA.value}, {_SPLIT.value}"))
     for line in report.lines(found):
         print(line)
-    print(f"{out} has {', '.join(files)}")
+    print(printable(f"{out} has {', '.join(files)}"))
+
+
+def _folder_of(model: str) -> Path:
+    """Return the folder of a workdir or an export; the one where we are for other models."""
+    folder = Path(model).expanduser()
+    return folder if (folder / "model.json").is_file() else Path()
 
 
 def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
@@ -110,7 +122,7 @@ def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
     given = {"model": model, "data": data, "split": _SPLIT.value, "ops": trained.about.eval_ops}
     told = {**given, "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
     _or_user_error(out, lambda: (out / "metrics.json").write_text(json.dumps(told, indent=2) + "\n"))
-    print(f"{model} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}")
+    print(printable(f"{model} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}"))
     for name, value in figures.items():
         print(f"  {name:18}  {100 * value:.2f} %")
 
@@ -123,7 +135,7 @@ def _or_user_error(out: Path, act: Callable[[], T]) -> T:
 
 
 def _complain(reason: str) -> None:
-    print(f"skipped: {reason}", file=sys.stderr, flush=True)
+    print(printable(f"skipped: {reason}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

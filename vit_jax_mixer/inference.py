@@ -11,6 +11,7 @@ from vit_jax_mixer.data.images import HostOp
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, OnSkipped
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.evaluator import ahead
+from vit_jax_mixer.tasks.classification import of_any_image
 from vit_jax_mixer.trained import About, Trained
 
 Rows = dict[str, np.ndarray]
@@ -24,9 +25,11 @@ def fitting(trained: Trained) -> HostOp:
     def read(image: Any, rng: np.random.Generator) -> np.ndarray:
         pixels = trained.ops(image, rng)
         if pixels.shape != trained.about.image_shape:
+            better = of_any_image(trained.about.eval_ops, trained.about.image_shape)
+            hint = f", as --ops={better!r}" if better != trained.about.eval_ops else ""
             raise UserError(
                 f"the operations {trained.about.eval_ops!r} give an image of shape {pixels.shape}, "
-                f"the model reads {trained.about.image_shape}; mend them with --ops."
+                f"the model reads {trained.about.image_shape}; mend them with --ops{hint}."
             )
         return pixels
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax_mixer import cli
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     if _FEATURES.value:
         _check_target(target)
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
-    from vit_jax_mixer.predictions import Prediction, as_json, as_text, find_images, predict, save_features
+    from vit_jax_mixer.predictions import Prediction, as_json, as_text, columns, find_images, predict, save_features
     from vit_jax_mixer.trained import open_model
 
     paths = list(itertools.chain.from_iterable(map(find_images, argv[1:])))
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     if not trained.about.model["num_classes"] and not _FEATURES.value:
         raise UserError(f"{_MODEL.value} has no head, so it knows no classes; ask for --features=FILE.npz instead.")
     done: list[Prediction] = []
-    count, width = 0, min(max(map(len, paths)), 60)
+    count, width = 0, min(max(columns(printable(path)) for path in paths), 44)
     for prediction in predict(trained, paths, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
         count += 1
         if prediction.classes:
@@ -72,7 +72,7 @@ def _check_target(target: Path) -> None:
 
 
 def _complain(reason: str) -> None:
-    print(" ".join(reason.splitlines()), file=sys.stderr, flush=True)
+    print(printable(" ".join(reason.splitlines())), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import dataclasses
 import glob
 import json
 import os
+import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from vit_jax_mixer.data.pipeline import SKIPPED, Dataset, Example, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.sources.files import Files
 from vit_jax_mixer.data.sources.folder import IMAGE_SUFFIXES
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.tasks.classification import Labelled
 from vit_jax_mixer.trained import Trained
 
@@ -123,15 +125,24 @@ def _in(path: str) -> list[str]:
 
 
 def as_text(prediction: Prediction, width: int) -> str:
-    """Return one line for one class, with the path padded to ``width``, and else a block of lines."""
-    lines = [f"{100 * share:6.2f} %  {name}" for _, name, share in prediction.classes]
-    if len(lines) == 1:
-        return f"{prediction.file:<{width}}  {lines[0]}"
-    return "\n  ".join([prediction.file, *lines])
+    """Return one line for one class, with the path padded to ``width`` columns, and else a block of lines."""
+    file = printable(prediction.file)
+    answers = [f"{100 * share:6.2f} %  {printable(name)}" for _, name, share in prediction.classes]
+    if len(answers) == 1:
+        return f"{file}{' ' * (width - columns(file))}  {answers[0]}"
+    wrapped = (textwrap.fill(answer, 78, subsequent_indent=" " * 12, break_long_words=False) for answer in answers)
+    return textwrap.indent("\n".join(wrapped), "  ").join([f"{file}\n", ""])
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes: Chinese characters take two, accents none."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1 for c in text
+    )
 
 
 def as_json(prediction: Prediction) -> str:
-    """Return a line of JSON, in ASCII, which no terminal changes."""
+    """Return a line of JSON, in ASCII, which no terminal changes; Python reads names that are not UTF-8 back."""
     classes = [{"class": k, "name": name, "probability": float(f"{p:.7g}")} for k, name, p in prediction.classes]
     return json.dumps({"file": prediction.file, "predictions": classes})
 

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from vit_jax_mixer.errors import printable
 from vit_jax_mixer.evaluation import Evaluated, confusion, scores
 
 
@@ -24,7 +26,7 @@ def lines(found: Evaluated) -> list[str]:
     ]
     if found.skipped:
         text.append(f"  skipped images      {len(found.skipped):,}")
-    return [*text, found.matched] if found.matched else text
+    return [*text, *textwrap.wrap(printable(found.matched), 80)]
 
 
 def write(out: Path, found: Evaluated, given: Mapping[str, str]) -> list[str]:

@@ -3,9 +3,11 @@
 import dataclasses
 import datetime
 import hashlib
+import html
 import inspect
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +15,9 @@ from typing import Any
 
 import jax
 
-from vit_jax_mixer import __version__, pretrained, specs
+from vit_jax_mixer import __version__, files, pretrained, specs
 from vit_jax_mixer.data import images
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.export.files import Written
 from vit_jax_mixer.pretrained import folder as checkpoints
 from vit_jax_mixer.pretrained import trees
@@ -58,7 +60,8 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
         },
         "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
     (folder / TEXT).write_text(_text(card, len(about.class_names)), encoding="utf-8")
 
 
@@ -80,31 +83,39 @@ def _history(path: Path, step: int | None) -> dict[str, Any]:
     Raises:
         UserError: what a run or an export wrote of it is damaged.
     """
-    names = ("config", "evaluation")
     path = checkpoints.run_of(path)
-    try:
-        if (path / CARD).is_file():
-            return {name: _json(path / CARD)[name] for name in names}
-        config = _json(path / "config.json") if (path / "config.json").is_file() else None
-        return dict(zip(names, (config, _evaluation_of(path, step)), strict=True))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: its {CARD}, config.json or metrics.jsonl cannot be read ({error}); mend or remove it."
-        ) from error
+    if (path / CARD).is_file():
+        card = files.read_json(path / CARD)
+        config, evaluation = card.get("config"), card.get("evaluation")
+    else:
+        config = files.read_json(path / "config.json") if (path / "config.json").is_file() else None
+        evaluation = _evaluation_of(path, step)
+    if not isinstance(config, dict | None) or not (evaluation is None or _is_evaluation(evaluation)):
+        raise UserError(f"the config or evaluation in {path / CARD} is none; mend or remove the file.")
+    return {"config": config, "evaluation": evaluation}
 
 
 def _evaluation_of(workdir: Path, step: int | None) -> dict[str, Any] | None:
     """Return the line of ``metrics.jsonl`` for the checkpoint whose parameters are taken; None if there is none."""
     if step is None or not (workdir / "metrics.jsonl").is_file():
         return None
-    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    text = files.read_text(workdir / "metrics.jsonl")
+    try:
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{workdir / 'metrics.jsonl'} is damaged ({error}); mend or remove it.") from error
+    lines = filter(_is_evaluation, lines)
     scores = [line for line in lines if line["step"] == step and not any(n.startswith("train/") for n in line)]
     return scores[-1] if scores else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _is_evaluation(line: Any) -> bool:
+    """Say whether something is a dict of numbers by name, one of them a whole step."""
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("step"), int)
+        and all(isinstance(value, int | float) for value in line.values())
+    )
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -117,24 +128,35 @@ def _text(card: Card, named: int) -> str:
     fields = ", ".join(f"{name} {value}" for name, value in model.items() if name not in ("name", "num_classes"))
     facts = {
         "Parameters": f"{card['parameters']:,}",
-        "Exported from": f"{card['exported_from']}, {card['date']}",
-        "Weights": card["source"],
-        "Licence": card["licence"] or "not stated",
+        "Exported from": _plain(f"{card['exported_from']}, {card['date']}"),
+        "Weights": _plain(card["source"]),
+        "Licence": _plain(card["licence"] or "not stated"),
         "Classes": _classes(card, named),
-        "Evaluation": _evaluation(card["evaluation"]),
+        "Evaluation": _plain(_evaluation(card["evaluation"])),
         "Computes in": "float32",
         "Made with": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
     }
-    table = _table(("Model", model["name"] + (f" ({fields})" if fields else "")), facts.items())
-    sections = [f"# {model['name']}", table, _input(card), _outputs(card)]
+    table = _table(("Model", _plain(model["name"] + (f" ({fields})" if fields else ""))), facts.items())
+    sections = [f"# {_plain(model['name'])}", table, _input(card), _outputs(card)]
     sections += [_run(card, name) for name in card["formats"]]
     sections += ["## Files", _files(card)]
     if card["config"]:
-        sections += [
-            "## Config of the training",
-            _code("json", json.dumps(card["config"], indent=2, ensure_ascii=False)),
-        ]
+        config = printable(json.dumps(card["config"], indent=2, ensure_ascii=False), keep="\n")
+        sections += ["## Config of the training", _code("json", config)]
     return "\n\n".join(sections) + "\n"
+
+
+def _plain(text: Any) -> str:
+    """Return words from outside, as they are to be read: no HTML, Markdown or control characters."""
+    escaped = re.sub(r"[\\`*\[\]|~]|\b_\B|\B_\b", r"\\\g<0>", printable(text))
+    return html.escape(escaped, quote=False)
+
+
+def _span(text: str) -> str:
+    """Return code from outside within a line; no run of backticks in it ends it."""
+    text = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
 def _classes(card: Card, named: int) -> str:
@@ -153,7 +175,7 @@ def _input(card: Card) -> str:
     shape = ", ".join(map(str, card["input"]["shape"]))
     colours = "grey" if card["input"]["shape"][-1] == 1 else "RGB"
     steps = [
-        f"{i}. `{op['operation']}`{', inside the model' * (op['by'] == 'the model')}: {op['does']}"
+        f"{i}. {_span(op['operation'])}{', inside the model' * (op['by'] == 'the model')}: {op['does']}"
         for i, op in enumerate(card["preprocessing"], 1)
     ]
     return (
@@ -235,7 +257,7 @@ def _files(card: Card) -> str:
 
 def _table(head: Any, rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _code(language: str, text: str) -> str:

@@ -39,7 +39,11 @@ def main(arguments: list[str]) -> None:
     names = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["class_names"]
     for row in outputs.get("probabilities", ()):
         best = int(row.argmax())
-        print(f"{100 * row[best]:6.2f} %  {names[best] if names else best}")
+        name = names[best] if names else str(best)
+        shown = "".join(
+            c if c.isprintable() else ascii(c)[1:-1] for c in name
+        )  # a terminal would obey other characters
+        print(f"{100 * row[best]:6.2f} %  {shown}")
     if len(arguments) == 2:
         np.savez(arguments[1], **outputs)
 

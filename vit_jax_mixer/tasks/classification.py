@@ -48,7 +48,7 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
     about = About(
         model={**run.model, "num_classes": data.num_classes},
         image_shape=data.shape,
-        eval_ops=run.data["eval_ops"],
+        eval_ops=of_any_image(run.data["eval_ops"], data.shape),
         class_names=tuple(data.class_names),
         source=f"trained on {run.data['source']} {run.data['train']}"
         + (f", from {run.init_from}" if run.init_from else ""),
@@ -130,6 +130,31 @@ class Labelled:
         if not 0 <= label < len(self.classes):
             raise UserError(f"its label is {label}, not from 0 to {len(self.classes) - 1}; name a labelled split.")
         return {"image": self.ops(field(example, "image"), rng), "label": np.int32(self.classes[label])}
+
+
+def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
+    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
+
+    An evaluation needs no resizing where all images have one size; those that people ask about have others.
+    """
+    height, width, channels = shape
+    parts = eval_ops.split("|")
+    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
+        parts.insert(0, f"decode({channels})")
+    size = f"resize({height})" if height == width else f"resize({height}, {width})"
+    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
+        if _gives(tried, shape):
+            return tried
+    return eval_ops
+
+
+def _gives(ops: str, shape: tuple[int, ...]) -> bool:
+    """Say whether operations bring a larger image to a shape."""
+    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
+    try:
+        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
+    except Exception:  # of an operation that reads one size, and which the data's own images have passed
+        return False
 
 
 def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -> tuple[int, ...]:
