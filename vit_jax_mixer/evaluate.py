@@ -21,12 +21,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from vit_jax_mixer.trained import Trained
 
 T = TypeVar("T")
 
@@ -93,12 +96,22 @@ def main(argv: list[str]) -> None:
         skip_bad=_BAD.value == "skip",
         on_skipped=_complain,
     )
-    given = {"model": _MODEL.value, "data": _DATA.value, "split": _SPLIT.value, "ops": trained.about.eval_ops}
+    given = _given(trained)
     files = _or_user_error(out, lambda: report.write(out, found, given))
-    print(printable(f"{_MODEL.value} on {_DATA.value}, {_SPLIT.value}"))
+    print(printable(f"{_of(trained)} on {_DATA.value}, {_SPLIT.value}"))
     for line in report.lines(found):
         print(line)
     print(printable(f"{out} has {', '.join(files)}"))
+
+
+def _given(trained: "Trained") -> dict[str, str]:
+    """Return what is evaluated, for ``metrics.json``."""
+    about = {"model": _MODEL.value, "weights": trained.origin, "data": _DATA.value, "split": _SPLIT.value}
+    return {**about, "ops": trained.about.eval_ops}
+
+
+def _of(trained: "Trained") -> str:
+    return f"{_MODEL.value}" + (f" ({trained.origin})" if trained.origin else "")
 
 
 def _folder_of(model: str) -> Path:
@@ -119,10 +132,9 @@ def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
     trained = open_model(model, eval_ops=_OPS.value)
     how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=_BAD.value == "skip", on_skipped=_complain)
     figures = probing.probe(trained, chosen, train, test, data, **how)
-    given = {"model": model, "data": data, "split": _SPLIT.value, "ops": trained.about.eval_ops}
-    told = {**given, "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
+    told = {**_given(trained), "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
     _or_user_error(out, lambda: (out / "metrics.json").write_text(json.dumps(told, indent=2) + "\n"))
-    print(printable(f"{model} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}"))
+    print(printable(f"{_of(trained)} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}"))
     for name, value in figures.items():
         print(f"  {name:18}  {100 * value:.2f} %")
 

@@ -3,7 +3,7 @@
 Images are files, folders, which are searched for .jpg, .jpeg, .png, .webp, .bmp and .gif, and
 patterns. They are taken in that order, those of a folder or a pattern sorted, and the answers are
 printed as they come. A file that cannot be read is told on stderr and passed over; the exit code is
-then 1.
+then 1. Which checkpoint of a workdir answers is told on stderr too.
 """
 
 import dataclasses
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
     if not trained.about.model["num_classes"] and not _FEATURES.value:
         raise UserError(f"{_MODEL.value} has no head, so it knows no classes; ask for --features=FILE.npz instead.")
+    if trained.origin:
+        print(printable(f"{_MODEL.value}: {trained.origin}"), file=sys.stderr, flush=True)
     done: list[Prediction] = []
     count, width = 0, min(max(columns(printable(path)) for path in paths), 44)
     for prediction in predict(trained, paths, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
