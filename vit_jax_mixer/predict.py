@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if trained.origin:
         print(printable(f"{_MODEL.value}: {trained.origin}"), file=sys.stderr, flush=True)
     done: list[Prediction] = []
-    count, width = 0, min(max(columns(printable(path)) for path in paths), 44)
+    count, width = 0, min(max(columns(printable(path)) for path in paths), 60)
     for prediction in predict(trained, paths, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
         count += 1
         if prediction.classes:
