@@ -1,5 +1,6 @@
 """Exports: they run elsewhere, give what the model gives, and appear complete or not at all."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -22,7 +23,7 @@ from vit_jax_mixer.export import files, onnx_graph
 from vit_jax_mixer.export.writing import export
 from vit_jax_mixer.models import resmlp
 from vit_jax_mixer.pretrained import formats
-from vit_jax_mixer.trained import open_model
+from vit_jax_mixer.trained import About, open_model
 
 FAMILIES = {
     "mixer": "mixer_tiny_params.npz",  # GELU by tanh
@@ -330,9 +331,7 @@ def test_what_others_wrote_reaches_the_card_as_words(workdir, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     evil = "<script>x</script>\n# Title\n[click](javascript:x) | `cell` *bold* \x1b[2J\u202e caf\udce9"
-    about = json.loads((run / "model.json").read_text())
-    about.pop("crc32", None)  # as one does who changes it by hand
-    (run / "model.json").write_text(json.dumps({**about, "source": evil, "licence": evil}))
+    dataclasses.replace(About.read(run), source=evil, licence=evil).write(run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "init_from": f"{evil}\n```\n<b>"}))
     export(str(run), tmp_path / "out", formats=["safetensors"])
