@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test smoke lint clean
 
 train: $(VENV)/installed  ## train a small Mixer on the embedded digits; resumes if stopped
 	$(BIN)/python -m vit_jax_mixer.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/installed-dev  ## the tests (those marked slow, which take minutes: pytest -m slow)
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
+
+smoke: $(VENV)/installed-dev  ## of the tests what another Python or JAX would break first
+	$(BIN)/python -c 'import jax, flax; print(f"jax {jax.__version__}, flax {flax.__version__}")'
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal \
+		tests/test_models.py tests/test_step.py tests/test_parallel.py tests/test_checkpoint.py tests/test_export.py tests/test_main.py
 
 lint: $(VENV)/installed-dev  ## what CI checks beside the tests
 	$(BIN)/ruff check .
