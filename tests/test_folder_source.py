@@ -13,6 +13,7 @@ from tests.helpers import environment
 from tests.test_sources import pixels, write_image
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.predictions import find_images
 
 
 def items(source):
@@ -87,7 +88,7 @@ def test_classes_txt_gives_the_order_of_labels(tmp_path):
     assert train.class_names == test.class_names == ("dog", "emu", "cat")
     assert sorted(label for _, label in items(train)) == [0, 2]
     for text, message in [
-        ("dog\nctt\n", "train/cat: .*classes.txt lists no such class; did you mean 'ctt'"),
+        ("dog\nctt\n", r"/train: 1 of its 2 classes are none of .*/classes.txt's 2, 'cat'; .* did you mean 'ctt'"),
         ("dog\ncat\ndog\n", "classes.txt, line 3: 'dog' is there twice"),
         ("dog\n\ncat\n", "classes.txt, line 2: '' is empty"),
         ("", "classes.txt is empty"),
@@ -110,20 +111,152 @@ def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path):
     name = f"folder:{tmp_path}"
     assert f"{tmp_path} holds no folder" in failure(name)
     (tmp_path / "train").mkdir()
-    assert f"{name} has no split 'train'" in failure(name)
+    assert f"{tmp_path}/train holds no class folder with images" in failure(name)
     (tmp_path / "train/dog").mkdir()
-    assert f"{tmp_path}/train/dog holds no image" in failure(name)
+    assert f"it holds {tmp_path}/train/dog (no image in it). Give each class a folder" in failure(name)
     write_image(tmp_path / "train/cat/x.png")
-    assert f"{tmp_path}/train/dog holds no image" in failure(name)
-    (tmp_path / "train/dog/notes.txt").touch()
-    assert f"{tmp_path}/train/dog/notes.txt is not an image (.jpg" in failure(name)
-    (tmp_path / "train/dog/notes.txt").unlink()
-    write_image(tmp_path / "train/dog/x.png")
     assert "has no split 'test'" in failure(name, "test")
     write_image(tmp_path / "test/catt/x.png")
-    assert "test/catt: the training split has no such class; did you mean 'cat'" in failure(name, "test")
+    assert "test: 1 of its 1 classes are none of the training split's 1, 'catt'" in failure(name, "test")
+    assert "did you mean 'cat'" in failure(name, "test")
     write_image(tmp_path / "train/stray.png")
     assert f"{tmp_path}/train holds stray.png outside the class folders" in failure(name)
+
+
+def make(root, *names):
+    for name in names:
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        elif name.endswith((".png", ".jpg")):
+            write_image(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return f"folder:{root}"
+
+
+def test_what_is_no_image_is_passed_over_and_listed_all_at_once(tmp_path):
+    name = make(tmp_path, *(f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(4)))
+    strays = ["train/a/notes.txt", "train/b/x.heic", "train/b.zip", "train/c/", "train/d/only.tiff", "val/a/Y.MOV"]
+    make(tmp_path, *strays, "train/a/Thumbs.db", "README.md")
+    train = open_source(name, "train[:4]")
+    assert set(train.passed_over) == {
+        *(f"{tmp_path}/{s}" for s in (*strays[:3], strays[4], "train/a/Thumbs.db")),
+        f"{tmp_path}/train/c (no image in it)",
+        f"{tmp_path}/train/d (no image in it)",
+    }
+    assert train.class_names == ("a", "b")
+    assert train.remarks()[0].startswith("passed over: 7 files or folders hold no image: ")
+    assert len(open_source(name, "train+val").passed_over) == 8
+    with pytest.raises(UserError, match=r"split 'train': 7 files .*train/a/notes.txt.*on_bad_example='skip'"):
+        open_source(name, "train", skip_bad=False)
+
+
+SYSTEM = (
+    "@eaDir|#recycle|#snapshot|__MACOSX|.AppleDouble|$RECYCLE.BIN|System Volume Information|lost+found|@Recycle|@tmp"
+    "|.ipynb_checkpoints|~snapshot|.thumbnails|.Trash-1000"
+)
+
+
+@pytest.mark.parametrize("folder", SYSTEM.split("|"))
+def test_folders_of_the_system_are_no_classes(tmp_path, folder):
+    name = make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    for place in (".", "train", "train/a", "train/b"):
+        make(tmp_path / place / folder, "0.png/SYNOPHOTO_THUMB_M.png", "._1.png", "x/y.png")
+    make(tmp_path / "train/a", "Thumbs.db", "desktop.ini", ".DS_Store", "._1.png")
+    source = open_source(name, "train", skip_bad=False)
+    assert source.class_names == ("a", "b")
+    assert len(source.examples) == 2
+    assert set(open_splits(name)) == {"train", "test"}
+    make(tmp_path, *(f"train/a/{folder}/thumb{i}.png" for i in range(3)))
+    assert len(find_images(f"{tmp_path}/train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("Training/a/1.png", "Testing/a/1.png"), {"Training", "Testing"}),
+        (("TRAIN/a/1.png", "dev/a/1.png"), {"TRAIN", "dev"}),
+        (("train/a/1.png", "test/1.png"), {"train", "test"}),  # as Kaggle has them
+        (("val/a/1.png",), {"val"}),
+        (("train/a/1.png", "test.zip"), {"train", "test"}),
+        (("a/1.png", "b/x/1.png"), {"b", "all"}),
+        (("test/1.png", "control/1.png"), {"all"}),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path, files, splits):
+    assert set(open_splits(make(tmp_path, *files))) == splits
+
+
+def test_a_split_under_another_name_has_the_classes_of_training(tmp_path):
+    name = make(tmp_path, "Training/a/1.png", "Training/b/1.png", "Testing/b/1.png", "valid/a/1.png")
+    assert open_source(name, "train").class_names == ("a", "b")
+    assert items(open_source(name, "test")) == [(f"{tmp_path}/Testing/b/1.png", 1)]
+    assert open_source(name, "validation").class_names == ("a", "b")
+    assert "b" in failure(make(tmp_path, "valid/c/1.png"), "val")
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "message"),
+    [
+        (("data/train/a/1.png", "data/val/a/1.png"), "train", "{0} holds the splits train, val .*name folder:{0}/data"),
+        (("data/train/a/1.png", "data/val/a/1.png"), "all", "name folder:{0}/data"),
+        (("x/y/Training/a/1.png", "x/y/Testing/a/1.png"), "all", "name folder:{0}/x/y"),
+        (("x/train/a/1.png",), "all", "name folder:{0}/x"),
+        (
+            ("a/train/1.png", "a/test/1.png", "b/train/1.png", "b/test/1.png"),
+            "all",
+            "/a holds test and train, which",
+        ),
+        (("train/train/a/1.png", "test/test/a/1.png"), "train", "{0}/train holds train, .*name .*folder:{0}/train"),
+        (("train/1.png", "test/1.png"), "all", "{0} holds test and train, which are splits by their names, and no cl"),
+        (("train/1.png",), "all", "{0} holds train, which"),
+        (("train/a/1.png", "test/1.png"), "test", "{0}/test holds 1.png outside the class folders"),
+        (("train/a/1.png", "test.tar.gz"), "test", "{0}/test.tar.gz is packed; unpack it"),
+        (("train.zip", "test.zip"), "train", "{0}/t.*.zip is packed; unpack it"),
+        (("train/a.zip", "train/b.tgz"), "train", "{0}/train/a.zip is packed; unpack it"),
+        (("train/a/a.7z", "train/b/1.png"), "train", "{0}/train/a/a.7z is packed"),
+        (("1.png", "2.png"), "train", "{0} holds no folder"),
+    ],
+)
+def test_a_folder_with_another_layout_says_what_to_do(tmp_path, files, split, message):
+    name = make(tmp_path, *files)
+    with pytest.raises(UserError, match=message.format(tmp_path)):
+        open_source(name, split)
+
+
+def test_an_archive_is_no_folder(tmp_path):
+    make(tmp_path, "photos.tar.xz")
+    assert "photos.tar.xz is packed; unpack it" in failure(f"folder:{tmp_path}/photos.tar.xz")
+    assert "photos.tar.xz is packed; unpack it" in failure(f"manifest:{tmp_path}/photos.tar.xz")
+    assert "is not a folder" in failure("folder:")
+    assert "is not a folder" in failure("folder:~nobody-of-that-name/x")
+
+
+def test_what_makes_classes_odd_is_noted(tmp_path):
+    name = make(tmp_path, "photos/a/1.png", "photos/b/1.png")
+    assert "all classes lie in its folder photos/" in open_source(name, "all").notes[0]
+    assert "has one class alone, 'a'" in open_source(make(tmp_path / "one", "a/1.png"), "all").notes[0]
+
+
+def test_names_of_any_bytes_are_classes(tmp_path):
+    latin, form = os.fsdecode(b"caf\xe9"), "cafe\u0301"
+    for split in ("train", "val"):
+        make(tmp_path, f"{split}/{latin}/1.png", f"{split}/a\x1b[31m/{latin}.png")
+    source = open_source(f"folder:{tmp_path}", "val")
+    assert source.class_names == ("a\x1b[31m", latin)
+    assert all(source.examples[i]["image"] for i in range(2))
+    make(tmp_path, f"train/{form}/1.png", "val/caf\xe9/1.png")
+    assert r"'caf\xe9' and 'cafe\u0301' differ in Unicode form alone" in failure(f"folder:{tmp_path}", "val")
+
+
+def test_a_class_may_hold_any_character_in_classes_txt(tmp_path):
+    make(tmp_path, "train/a\x0cb/1.png", "train/c\u2028d/1.png")
+    (tmp_path / "classes.txt").write_bytes("c\u2028d\r\na\x0cb\r\n".encode())
+    assert open_source(f"folder:{tmp_path}", "train").class_names == ("c\u2028d", "a\x0cb")
+    (tmp_path / "classes.txt").write_text("cat\n\u3000cat\n")
+    assert "differ in blanks at the ends alone" in failure(f"folder:{tmp_path}")
 
 
 def test_links_and_odd_files_are_named_when_they_are_read(tmp_path):
@@ -136,9 +269,13 @@ def test_links_and_odd_files_are_named_when_they_are_read(tmp_path):
         with pytest.raises(UserError, match=f"cannot read {source.where(index)} "):
             source.examples[index]
     os.mkfifo(cat / "pipe.png")  # reading it in the ordinary way would wait for ever
+    (cat / "zero.png").symlink_to("/dev/zero")
+    with open(cat / "sparse.png", "wb") as file:
+        file.truncate(200 << 30)
     source = open_source(f"folder:{tmp_path}", "train")
-    pipe = next(i for i in range(3) if source.where(i).endswith("pipe.png"))
-    assert source.examples[pipe]["image"] == b""
+    for index in range(len(source.examples)):
+        with pytest.raises(UserError, match=r"cannot read|is a pipe|is a device|has 214,748,364,800 bytes, more than"):
+            source.examples[index]
 
 
 def test_links_to_folders_may_lead_aside_but_not_back(tmp_path):

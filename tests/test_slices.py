@@ -3,10 +3,11 @@ import importlib
 import pickle
 
 import cloudpickle
+import numpy as np
 import pytest
 
 from vit_jax_mixer.data.sources import Source, open_source
-from vit_jax_mixer.data.sources.slices import open_expression
+from vit_jax_mixer.data.sources.slices import open_expression, role
 from vit_jax_mixer.errors import UserError
 
 BOUNDS = ["", "0", "1", "7", "-1", "-7", "100", "-100", "1437", "-1437", "1438"]
@@ -50,6 +51,10 @@ def by_tfds(expression, lengths):
     return [f"{split} {i}" for split, indices in ranges for i in indices]
 
 
+def vanishes(bound, length):
+    return bound.startswith("-") and bound.endswith("%") and round(float(bound[:-1]) * length / 100) == 0
+
+
 @pytest.mark.parametrize("bounds", [BOUNDS, PERCENTS])
 def test_slices_are_those_of_tfds(bounds):
     compared = 0
@@ -57,6 +62,8 @@ def test_slices_are_those_of_tfds(bounds):
         for start in bounds:
             for stop in bounds:
                 if not start and not stop:  # which we read as the whole, and TFDS refuses
+                    continue
+                if any(vanishes(bound, length) for bound in (start, stop)):  # which TFDS counts from the beginning
                     continue
                 expression = f"train[{start}:{stop}]"
                 expected = by_tfds(expression, {"train": length})
@@ -73,6 +80,58 @@ def test_slices_are_those_of_tfds(bounds):
 def test_sums_are_those_of_tfds(expression):
     lengths = {"train": 35, "test": 4}
     assert items(open_expression(splits(**lengths), expression, "x")) == by_tfds(expression, lengths)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 30, 35, 49, 50, 51, 150])
+def test_a_percentage_cuts_into_two_parts_that_are_the_whole(length):
+    whole = [f"train {i}" for i in range(length)]
+    for percent in ("-1%", "-0.5%", "-2%", "-33.3%", "-99%", "-100%", "0%", "1%", "0.5%", "49.9%", "50%", "99%"):
+        parts = [f"train[:{percent}]", f"train[{percent}:]"]
+        first, last = (items(open_expression(splits(train=length), part, "x")) for part in parts)
+        assert first + last == whole
+        kept = abs(float(percent[:-1])) / 100 * length
+        assert abs(len(last if percent.startswith("-") else first) - kept) <= 0.5
+
+
+def test_a_split_is_found_by_another_usual_name():
+    read = splits(Training=3, val=2, TEST_set=1)
+    for asked, found in [("train", "Training"), ("validation", "val"), ("dev", "val"), ("test[:1]", "TEST_set")]:
+        assert items(open_expression(read, asked, "x"))[0] == f"{found} 0"
+    both = splits(val=1, dev=2, valid_images=3)
+    assert items(open_expression(both, "dev", "x")) == ["dev 0", "dev 1"]
+    with pytest.raises(UserError, match=r"no split 'validation'; did you mean .* Known: dev, val, valid_images"):
+        open_expression(both, "validation", "x")
+    with pytest.raises(UserError, match="no split 'test'"):
+        open_expression(splits(train=1, val=1), "test", "x")
+
+
+@pytest.mark.parametrize("name", ["trainer", "evaluate", "contest", "tests", "training_day", "vale", "", "dev/test"])
+def test_other_names_are_no_usual_ones(name):
+    assert role(name) == ""
+
+
+@pytest.mark.parametrize("bound", ["9" * 5000, "-" + "9" * 5000, "9" * 5000 + "%", "0." + "9" * 5000 + "%", "٣", "²%"])
+def test_a_bound_of_many_digits_is_one_short_sentence(bound):
+    with pytest.raises(UserError, match=r"has the bound .* it must be a number") as error:
+        open_expression(splits(train=10), f"train[:{bound}]", "x")
+    assert len(str(error.value)) < 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(Numbers):
+    @property
+    def labels(self):
+        return np.arange(self.length) % 3
+
+
+def test_classes_without_an_example_are_told():
+    read = {s: (lambda s=s, n=n: Source(Labelled(s, n), ("a", "b", "c"), str)) for s, n in (("train", 9), ("test", 2))}
+    for expression, lacking in [("train", ""), ("train[:4]", ""), ("train[:2]", "1 of its 3 classes: 'c'")]:
+        notes = open_expression(read, expression, "x").notes
+        assert notes == ((f"{expression} has no example of {lacking}.",) if lacking else ())
+    assert open_expression(read, "test", "x").notes == ("test has no example of 1 of its 3 classes: 'c'.",)
+    assert open_expression(read, "test+train[2:3]", "x").notes == ()
+    assert open_expression(splits(train=9), "train[:1]", "x").notes == ()  # the labels are not at hand
 
 
 def test_a_slice_of_a_prepared_dataset_holds_what_tfds_reads():

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     from vit_jax_mixer.evaluation import evaluate, report
     from vit_jax_mixer.trained import open_model
 
-    source = open_source(_DATA.value, _SPLIT.value)
+    source = open_source(_DATA.value, _SPLIT.value, _BAD.value == "skip")
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
     found = evaluate(
         trained,
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     given = _given(trained)
     files = _or_user_error(out, lambda: report.write(out, found, given))
     print(printable(f"{_of(trained)} on {_DATA.value}, {_SPLIT.value}"))
-    for line in report.lines(found):
+    for line in [*map(printable, source.remarks()), *report.lines(found)]:
         print(line)
     print(printable(f"{out} has {', '.join(files)}"))
 
@@ -128,9 +128,10 @@ def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
     from vit_jax_mixer.trained import open_model
 
     chosen = probes.parse(_PROBE.value, "--probe")
-    train, test = (open_source(data, split) for split in (_PROBE_SPLIT.value, _SPLIT.value))
+    skip_bad = _BAD.value == "skip"
+    train, test = (open_source(data, split, skip_bad) for split in (_PROBE_SPLIT.value, _SPLIT.value))
     trained = open_model(model, eval_ops=_OPS.value)
-    how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=_BAD.value == "skip", on_skipped=_complain)
+    how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=skip_bad, on_skipped=_complain)
     figures = probing.probe(trained, chosen, train, test, data, **how)
     told = {**_given(trained), "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
     _or_user_error(out, lambda: (out / "metrics.json").write_text(json.dumps(told, indent=2) + "\n"))

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from vit_jax_mixer.errors import UserError
 
+_BLOCK = 1 << 16
 MOST_TEXT = 64 << 20  # bytes of a description, as model.json; lists of a million classes are smaller
 
 
@@ -47,7 +48,9 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
         if size > most:
             raise UserError(f"{os.fspath(path)} has {size:,} bytes, more than the {most:,} that are read; look at it.")
         try:
-            data = file.read(most + 1)  # of a file that grows meanwhile, no more
+            data = file.read(size + 1)  # which makes a buffer of that size
+            while len(data) <= most and (more := file.read(_BLOCK)):  # it grows, or the disk reads in parts
+                data += more
         except OSError as error:
             raise UserError(f"cannot read {os.fspath(path)} ({error.strerror}); restore it.") from error
         if len(data) > most:

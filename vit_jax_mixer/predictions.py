@@ -16,7 +16,7 @@ from vit_jax_mixer import inference
 from vit_jax_mixer.data.pipeline import SKIPPED, Dataset, Example, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.sources.files import Files
-from vit_jax_mixer.data.sources.folder import IMAGE_SUFFIXES
+from vit_jax_mixer.data.sources.layout import IMAGE_SUFFIXES, is_system
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.tasks.classification import Labelled
 from vit_jax_mixer.trained import Trained
@@ -106,7 +106,7 @@ def find_images(argument: str) -> list[str]:
 
 
 def _in(path: str) -> list[str]:
-    """Return the images below a folder, sorted, without hidden ones; a file is itself, whatever its name."""
+    """Return the images below a folder, sorted, without what is hidden or the system's; a file is itself."""
     if not os.path.isdir(path):
         return [path]
 
@@ -115,11 +115,11 @@ def _in(path: str) -> list[str]:
 
     found = []
     for folder, folders, names in os.walk(path, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_system(name)]
         found += [
             os.path.join(folder, name)
             for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(IMAGE_SUFFIXES) and not is_system(name)
         ]
     return sorted(found)
 

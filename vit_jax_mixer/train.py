@@ -88,7 +88,7 @@ def train_and_evaluate(
         trace = Trace(run.profile, folder.path, start, run.steps)
         reports = _reports(run, task, start, folder.path)
         with closing(reports), closing(trace), Interruption(start).heeded() as interruption:
-            for line in (checkpoints.set_aside, _summary(run, task, start, folder.path), trace.notice):
+            for line in (checkpoints.set_aside, _summary(run, task, start, folder.path), *_remarks(task), trace.notice):
                 reports.line(line)
             skipped = Skipped(folder.path, jax.process_index(), reports.line)
             evaluate = Evaluator(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
@@ -218,6 +218,12 @@ def _check_best(best: str, task: Task) -> None:
     if best and best.rpartition("/")[0] not in task.eval_data:
         known = [f"{name}/..." for name in task.eval_data]
         raise UserError(f"config.checkpoint.best: {best!r} is no metric of this run{suggest(best, known)}")
+
+
+def _remarks(task: Task) -> list[str]:
+    """Return what the sources of a task's data have to tell, once each."""
+    sources = [data.source for data in (task.train_data, *task.eval_data.values())]
+    return list(dict.fromkeys(line for source in sources for line in source.remarks()))
 
 
 def _stopped_line(why: str, step: int, steps: int, workdir: Path) -> str:

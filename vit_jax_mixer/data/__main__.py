@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax_mixer import cli
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 
 _FLAGS = flags.FlagValues()
 _SPLIT = flags.DEFINE_string(
@@ -34,6 +34,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_b
 _WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.", -1, 1024, flag_values=_FLAGS)
 _THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.", -1, 1024, flag_values=_FLAGS)
 
+_MANY = 20  # splits that are opened one by one
+
 
 def main(argv: list[str]) -> None:
     """Describe the dataset that is named."""
@@ -53,19 +55,24 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--build prepares datasets of TFDS, named tfds:NAME; {name} is none.")
         build(name.removeprefix("tfds:"))
     splits = open_splits(name)
-    print(f"{name}: splits {', '.join(splits)}")
+    print(f"{printable(name)}: splits {describe.names(list(splits))}")
+    # Of very many, as where class folders hold folders, one is looked at.
+    looked_at = splits if len(splits) <= _MANY else ["all" if "all" in splits else next(iter(splits))]
     opened = {}
-    for split in splits:
+    for split in looked_at:
         try:
             opened[split] = source = open_source(name, split)
         except UserError as error:  # as one that is no split, or not whole; the others may do
-            print(f"  {split}: {error}")
+            print(f"  {printable(split)}: {error}")
             continue
-        classes = f", {len(source.class_names)} classes" if source.class_names else ""
-        print(f"  {split}: {len(source.examples):,} examples{classes}")
+        count = f", {len(source.class_names):,} classes" if source.class_names else ""
+        print(f"  {printable(split)}: {len(source.examples):,} examples{count}")
     split = _SPLIT.value or next(iter(opened or splits))
     source = opened[split] if split in opened else open_source(name, split)
-    print(f"looking at {split}: {len(source.examples):,} examples, classes {describe.names(source.class_names)}")
+    known = describe.names(source.class_names)
+    print(f"looking at {printable(split)}: {len(source.examples):,} examples, classes {known}")
+    for line in dict.fromkeys(line for one in (*opened.values(), source) for line in describe.remarks(one)):
+        print(f"  note: {line}")
     for line in describe.sizes(source, _SAMPLES.value):
         print(line)
     if _SHEET.value:
@@ -84,7 +91,7 @@ def _check(source) -> None:
 
     labels, bad = describe.check(source, threads=cores() + 1)
     for label, count in sorted(labels.items()):
-        print(f"  label {label} ({source.class_names[label]}): {count:,}")
+        print(f"  label {label} ({printable(source.class_names[label])}): {count:,}")
     for line in bad:
         print(f"  bad: {line}")
     if bad:

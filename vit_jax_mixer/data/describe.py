@@ -3,25 +3,36 @@
 import collections
 import concurrent.futures
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from vit_jax_mixer import classes, drawing
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.images.decoding import format_of
 from vit_jax_mixer.data.pipeline import Dataset, Example, field, placed
 from vit_jax_mixer.data.sources import Source
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.errors import UserError, printable
 
 _DECODE = images.parse("decode(3)", "decode")
 
 
-def names(words: tuple[str, ...], shown: int = 8) -> str:
-    """Return the first few of many names."""
-    more = f", ... ({len(words)} in all)" if len(words) > shown else ""
-    return ", ".join(words[:shown]) + more
+def names(words: Sequence[str], shown: int = 8) -> str:
+    """Return the first few of many names, long ones cut, with nothing in them that a terminal would obey."""
+    more = f", ... ({len(words):,} in all)" if len(words) > shown else ""
+    return ", ".join(drawing.short(printable(word), 24) for word in words[:shown]) + more
+
+
+def remarks(source: Source) -> list[str]:
+    """Return the lines on what is no image, and on classes that are lacking or look the same."""
+    lines = source.remarks()
+    try:
+        classes.check_distinct(source.class_names, "labels")
+    except UserError as error:
+        lines.append(str(error))
+    return [printable(line) for line in lines]
 
 
 def sample(source: Source, count: int) -> np.ndarray:
@@ -81,14 +92,14 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
     if not found:
         raise UserError(reason)
     sheet = Image.new("RGB", ((views + 1) * (side + 4) + 4, len(found) * (side + 18) + 4), "white")
-    draw = ImageDraw.Draw(sheet)
     for row, (index, pictures) in enumerate(found.items()):
         y = 4 + row * (side + 18)
         for column, pixels in enumerate(pictures):
             sheet.paste(_tile(pixels, side), (4 + column * (side + 4), y + 14))
         label = source.examples[index].get("label", -1)
         name = source.class_names[label] if 0 <= label < len(source.class_names) else f"label {label}"
-        draw.text((4, y), f"{name}  -  {Path(source.where(index)).name}"[:110], fill="black")
+        title = f"{drawing.short(name, 60)}  -  {drawing.short(Path(source.where(index)).name, 60)}"
+        sheet.paste(drawing.line(title, 10).crop((0, 0, sheet.width - 8, 14)), (4, y))
     try:
         sheet.save(path, "PNG")
     except OSError as error:

@@ -88,7 +88,8 @@ class ImageData:
         if views < 1:
             raise UserError(f"config.data.views is {views}; it must be 1 or more.")
         skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
-        train_source, eval_source = open_source(source, train), open_source(source, eval) if eval else None
+        train_source = open_source(source, train, skip_bad)
+        eval_source = open_source(source, eval, skip_bad) if eval else None
         self.class_names = train_source.class_names
         self.num_classes = len(self.class_names)
         if not self.num_classes:

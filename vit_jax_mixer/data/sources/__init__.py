@@ -7,7 +7,8 @@
 ``tfds:/DIR``                      the same, by the folder that holds its ``dataset_info.json``
 ``folder:DIR``                     ``DIR/SPLIT/CLASS/**/image``, or ``DIR/CLASS/**/image`` as the
                                    split `all`; a class is a folder that holds images (.jpg, .jpeg,
-                                   .png, .webp, .bmp, .gif), as cat or animals/cat
+                                   .png, .webp, .bmp, .gif), as cat or animals/cat; folders of the
+                                   system, as @eaDir, and hidden ones count for nothing
 ``manifest:FILE``                  a .csv, .tsv or .parquet file with the columns path (from the
                                    file's folder), label and, if there are several, split; without
                                    that column the split is `all`
@@ -21,7 +22,8 @@
 Fields of ``tfds:`` and ``hf:`` go by their types and usual names (image, img, pixel_values; label, labels,
 fine_label, ...); others are named at the end, as in ``hf:cifar100,label=coarse_label``.
 
-A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`.
+A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`. Where
+there is one other usual name for it, that is read: Training for train, val or dev for validation.
 
 Images of folders and manifests come in an order that is as good as random and always the same,
 so a slice is a fair part of all classes. Their classes are in the order of names, or, where
@@ -63,13 +65,23 @@ def open_splits(name: str) -> Splits:
     return specs.lookup(KINDS, kind, f"data source {name!r}, before its colon")(place)
 
 
-def open_source(name: str, split: str) -> Source:
+def open_source(name: str, split: str, skip_bad: bool = True) -> Source:
     """Open a split of the dataset ``KIND:PLACE``, or parts of splits, as ``train[:98%]+test``.
 
+    Args:
+        name: of the dataset.
+        split: an expression; see `slices`.
+        skip_bad: pass over what lies among the images and is none; `Source.passed_over` lists it.
+
     Raises:
-        UserError: no such kind, dataset or split, or it holds no example.
+        UserError: no such kind, dataset or split; it holds no example; without ``skip_bad``, or what is no image.
     """
     source = open_expression(open_splits(name), split, name)
     if not len(source.examples):
         raise UserError(f"{name}, split {split!r}, holds no example; name another split.")
+    if source.passed_over and not skip_bad:
+        raise UserError(
+            f"{name}, split {split!r}: {source.passed()}; convert or remove them, or pass over them with "
+            "on_bad_example='skip'."
+        )
     return source

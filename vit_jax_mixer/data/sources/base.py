@@ -35,6 +35,16 @@ class Source:
     passed_over: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def passed(self, shown: int = 5) -> str:
+        """Say how many files and folders were passed over, and name the first; '' for none."""
+        more = ", ..." if len(self.passed_over) > shown else ""
+        names = ", ".join(self.passed_over[:shown]) + more
+        return f"{len(self.passed_over):,} files or folders hold no image: {names}" if names else ""
+
+    def remarks(self) -> list[str]:
+        """Return the lines that tell what was passed over and the notes."""
+        return [f"passed over: {self.passed()}"] * bool(self.passed_over) + list(self.notes)
+
 
 Splits = Mapping[str, Callable[[], Source]]
 """The splits of a dataset: the name of each, and how to open it."""

@@ -10,6 +10,8 @@ import numpy as np
 from vit_jax_mixer.data.sources.base import Source, Splits
 from vit_jax_mixer.errors import UserError
 
+_CLASSES, _PIXELS = 1 << 20, 1 << 26  # that many pixels are decoded of others' files, too
+
 
 @dataclasses.dataclass(frozen=True)
 class _Blanks:
@@ -34,11 +36,18 @@ class _Blanks:
 
 def open_blank(place: str) -> Splits:
     """Return the splits train, validation and test of ``CLASSES[,HxWxC]``, as ``1000`` or ``10,28x28x1``."""
-    match = re.fullmatch(r"(\d+)(?:,(\d+)x(\d+)x([13]))?", place)
+    match = re.fullmatch(r"([0-9]{1,9})(?:,([0-9]{1,9})x([0-9]{1,9})x([13]))?", place)
     classes, *shape = (int(n or 0) for n in match.groups()) if match else (0, 0)
     if not classes or (not all(shape) and any(shape)):
-        raise UserError(f"blank:{place} is not of the form blank:CLASSES or blank:CLASSES,HxWxC, as blank:10,28x28x1.")
+        raise UserError(
+            f"blank:{place[:40]} is not of the form blank:CLASSES or blank:CLASSES,HxWxC, as blank:10,28x28x1."
+        )
     height, width, channels = shape if all(shape) else (256, 256, 3)
+    if classes > _CLASSES or height * width > _PIXELS:
+        raise UserError(
+            f"blank:{place} has {classes:,} classes and images of {height * width:,} pixels; at most {_CLASSES:,} "
+            f"classes and {_PIXELS:,} pixels are made."
+        )
     names = tuple(str(i) for i in range(classes))
     blanks = _Blanks((height, width, channels), classes, f"blank:{place}")
     source = functools.partial(Source, blanks, names, blanks.where)

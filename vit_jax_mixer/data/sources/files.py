@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax_mixer import classes
 from vit_jax_mixer.data.sources.base import Source, evenly
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.files import read_bytes, read_text
+
+MOST_BYTES = 1 << 29  # of an image file: as many pixels as are decoded, not compressed, in 16 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +48,7 @@ class Files:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.where(index)
-        try:
-            with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-                return {"image": file.readall(), "label": int(self.labels[index])}
-        except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}); restore or remove it.") from error
+        return {"image": read_bytes(self.where(index), MOST_BYTES), "label": int(self.labels[index])}
 
     def traits(self) -> Iterator[bytes]:
         """Yield all names and labels, and the sizes of at most 10,000 files."""
@@ -65,11 +64,6 @@ class Files:
         return os.path.join(self.root, os.fsdecode(self.names[start : self.ends[index]].tobytes()))
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe among the images would else be waited for, for ever."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -77,7 +71,13 @@ def _size(path: str) -> int:
         return -1
 
 
-def source_of_files(root: Path, files: Iterable[tuple[str, int]], class_names: Sequence[str]) -> Source:
+def source_of_files(
+    root: Path,
+    files: Iterable[tuple[str, int]],
+    class_names: Sequence[str],
+    passed_over: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Source:
     """Return the files, given as (path below ``root``, label), in an order that is as good as random.
 
     The order is that of a hash of the path. So a slice is a fair part of all classes, and does
@@ -89,21 +89,22 @@ def source_of_files(root: Path, files: Iterable[tuple[str, int]], class_names: S
         return hashlib.blake2b(path, digest_size=8).digest(), path
 
     examples = Files.of(str(root), sorted(files, key=key))
-    return Source(examples, tuple(class_names), examples.where)
+    return Source(examples, tuple(class_names), examples.where, tuple(passed_over), tuple(notes))
 
 
 def read_classes(folder: Path) -> tuple[str, ...] | None:
     """Return the lines of the folder's ``classes.txt``, the class of each label; None if it has none.
 
     Raises:
-        UserError: a line is empty or there twice, or the file is empty or not UTF-8.
+        UserError: a line is empty, or there twice but for what nobody sees; the file is empty or not UTF-8.
     """
     path = folder / "classes.txt"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    if not lines:
+    text = read_text(path).replace("\r\n", "\n").removesuffix("\n")
+    if not text:
         raise UserError(f"{path} is empty; give it one class a line, or remove it.")
+    lines = [line.strip(" \t") for line in text.split("\n")]  # no more: a name may hold any other character
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line or line in seen:
@@ -111,14 +112,5 @@ def read_classes(folder: Path) -> tuple[str, ...] | None:
                 f"{path}, line {number}: {line!r} is {'there twice' if line else 'empty'}; remove the line."
             )
         seen.add(line)
+    classes.check_distinct(lines, str(path))
     return tuple(lines)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give a file that can be read.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8.") from error

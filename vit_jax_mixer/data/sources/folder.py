@@ -2,115 +2,74 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn
 
+from vit_jax_mixer import classes
+from vit_jax_mixer.data.sources import layout, slices
 from vit_jax_mixer.data.sources.base import Source, Splits
 from vit_jax_mixer.data.sources.files import read_classes, source_of_files
-from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-T = TypeVar("T")
+_HOW = "give the one that holds train/CLASS/x.jpg, or CLASS/x.jpg"
 
 
 def open_folder(place: str) -> Splits:
     """Return the splits of ``DIR/SPLIT/CLASS/**/image``, or `all` of ``DIR/CLASS/**/image``."""
-    root = Path(place).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give the one that holds train/CLASS/x.jpg, or CLASS/x.jpg.")
-    folders = [entry for entry in _entries(str(root)) if _is_folder(entry)]
-    if not folders:
-        raise UserError(f"{root} holds no folder; give the one that holds train/CLASS/x.jpg, or CLASS/x.jpg.")
-    # A split holds classes, which are folders; `train` alone may also be a class of locomotives.
-    names = [entry.name for entry in folders if any(map(_is_folder, _entries(entry.path)))]
-    splits = {name: functools.partial(_open, root, name) for name in names}
-    return splits if "train" in splits else {**splits, "all": functools.partial(_open, root, "")}
+    root = Path(os.path.expanduser(place))
+    if place and root.is_file() and layout.unpacked_name(root.name):
+        raise layout.packed(str(root))
+    if not place or not root.is_dir():
+        raise UserError(f"{place or 'folder:'} is not a folder; {_HOW}.")
+    here = layout.look(str(root))
+    archives = {name: file for file in here.others if (name := layout.unpacked_name(file)) not in ("", *here.folders)}
+    if not here.folders:
+        for file in archives.values():
+            raise layout.packed(str(root / file))
+        raise UserError(f"{root} holds no folder; {_HOW}.")
+    # A split holds classes, which are folders (or were packed); `train` alone may also be a class of locomotives.
+    below = {name: layout.look(str(root / name)) for name in here.folders}
+    usual = [name for name in below if slices.role(name)]
+    holding = [name for name in usual if below[name].folders or (below[name].others and not below[name].images)]
+    of_splits = any(slices.role(name) == "train" for name in holding) or (
+        usual == here.folders and (bool(holding) or not any(one.images for one in below.values()))
+    )
+    if not of_splits and (found := layout.holder_of_splits(str(root), here.folders)):
+        raise UserError(
+            f"{root} holds the splits {', '.join(found[1][:3])} one folder further down; name folder:{found[0]}."
+        )
+    names = [name for name in here.folders if below[name].folders or (of_splits and name in usual)]
+    splits: dict[str, Callable[[], Source]] = {name: functools.partial(_open, root, name) for name in names}
+    packed = {name: functools.partial(_refuse, str(root / file)) for name, file in archives.items()}
+    return {**splits, **packed} if of_splits else {**splits, "all": functools.partial(_open, root, "")}
+
+
+def _refuse(path: str) -> NoReturn:
+    raise layout.packed(path)
 
 
 def _open(root: Path, split: str) -> Source:
     folder = root / split
     classes_file = root / "classes.txt"
-    found = _scan(folder, classes_file)
-    class_names, origin = read_classes(root), f"{classes_file} lists"
+    found = layout.read(str(folder), str(classes_file))
+    class_names, whose = read_classes(root), f"{classes_file}'s"
     if class_names is None:
-        has_train = split and (root / "train").is_dir()
-        class_names = tuple(found if split == "train" or not has_train else _scan(root / "train", classes_file))
-        origin = "the training split has"
-    labels = {name: label for label, name in enumerate(class_names)}
-    for name in found:
-        if name not in labels:
-            raise UserError(f"{folder / name}: {origin} no such class{suggest(name, class_names)}")
-    files = ((f"{name}/{file}", labels[name]) for name, names in found.items() for file in names)
-    return source_of_files(folder, files, class_names)
+        train = _train_folder(root) if split else None
+        other = layout.read(str(root / train), str(classes_file)) if train and train != split else found
+        class_names, whose = tuple(other.classes), "the training split's"
+    labels = classes.match(tuple(found.classes), class_names, str(folder), whose)
+    files = (
+        (f"{name}/{file}", label)
+        for (name, names), label in zip(found.classes.items(), labels.tolist(), strict=True)
+        for file in names
+    )
+    first = class_names[0].partition("/")[0] + "/"
+    notes = (f"{folder}: all classes lie in its folder {first}, which is a part of their names.",)
+    in_one = all(name.startswith(first) for name in class_names)
+    return source_of_files(folder, files, class_names, found.passed_over, notes if in_one else ())
 
 
-def _scan(folder: Path, classes_file: Path) -> dict[str, list[str]]:
-    """Return the names of the images in each class below a folder, in the order of the classes.
-
-    A class is a folder that holds images itself, and has its path for a name.
-    """
-    found = {name: files for name, files in _walk(str(folder), "", (), str(classes_file)) if files}
-    if "" in found:
-        raise UserError(f"{folder} holds {found[''][0]} outside the class folders; move it into one, or name `all`.")
-    if not found:
-        raise UserError(f"{folder} holds no class folder with images; give each class a folder.")
-    return dict(sorted(found.items()))
-
-
-def _walk(root: str, name: str, above: Sequence[tuple[int, int]], classes_file: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folder ``root/name`` and those below it, each with the names of its images.
-
-    Args:
-        root: where the walk began.
-        name: path from there; empty at the beginning.
-        above: the folders on the way, by device and inode, to notice a link that leads back.
-        classes_file: the one file that need not be an image.
-    """
-    path = os.path.join(root, name) if name else root
-    status = _or_user_error(path, lambda: os.stat(path))
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise UserError(f"{path} is a link to a folder that it lies in; remove the link.")
-    files, folders = [], []
-    for entry in _entries(path):
-        if _is_folder(entry):
-            folders.append(f"{name}/{entry.name}" if name else entry.name)
-        elif entry.path != classes_file:
-            files.append(_image_name(entry))
-    if name and not files and not folders:
-        raise UserError(f"{path} holds no image; remove the empty class folder or fill it.")
-    yield name, files
-    for folder in folders:
-        yield from _walk(root, folder, (*above, here), classes_file)
-
-
-def _image_name(entry: os.DirEntry[str]) -> str:
-    """Return the name of an image file; files of another kind are no silent loss."""
-    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-        raise UserError(f"{entry.path} is not an image ({', '.join(IMAGE_SUFFIXES)}); convert, move or remove it.")
-    return entry.name  # a broken link is found when it is read, as other bad files are
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # as a link to itself
-        return False
-
-
-def _entries(path: str) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, but for hidden files, in the order of names."""
-
-    def read() -> list[os.DirEntry[str]]:
-        with os.scandir(path) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-
-    return _or_user_error(path, read)
-
-
-def _or_user_error(path: str, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); restore, remove or permit it.") from error
+def _train_folder(root: Path) -> str | None:
+    """Return the split whose classes all others have."""
+    return slices.find("train", layout.look(str(root)).folders)

@@ -1,9 +1,12 @@
 """IDX files, MNIST's format."""
 
+import contextlib
 import dataclasses
 import functools
 import gzip
+import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,9 +17,13 @@ import numpy as np
 
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.files import open_regular
 
 _CHUNK = 1 << 20
 _MAX_RANK = 8
+_MOST = 4 << 30  # bytes of values, which are kept in memory
+# Bytes that a gzipped file may unpack to, whatever it packs them in, and for each of its own; MNIST's needs 5.
+_ROOM, _ROOM_EACH = 64 << 20, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,8 @@ class _Arrays:
         images = read_idx(self.images_file)
         if images.ndim != 3:
             raise UserError(f"{self.images_file} has the shape {images.shape}; images have three sizes. Fetch it anew.")
+        if 0 in images.shape[1:]:
+            raise UserError(f"{self.images_file} has the shape {images.shape}: images without a pixel. Fetch it anew.")
         return images[..., None]
 
     @functools.cached_property
@@ -58,7 +67,7 @@ class _Arrays:
 
 def open_idx(place: str) -> Splits:
     """Return the splits of the folder with MNIST's four files: train and test."""
-    root = Path(place).expanduser()
+    root = Path(os.path.expanduser(place))
     return {"train": functools.partial(_open, root, "train"), "test": functools.partial(_open, root, "t10k")}
 
 
@@ -105,7 +114,7 @@ def read_idx(path: Path) -> np.ndarray:
         UserError: the file is not of that form, or is cut short.
     """
     try:
-        with cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path) as stored, _unpacking(path, stored) as file:
             head = file.read(4)
             rank = head[3] if len(head) == 4 and head[:3] == b"\0\0\x08" else 0
             sizes = file.read(4 * rank)
@@ -113,6 +122,14 @@ def read_idx(path: Path) -> np.ndarray:
                 raise UserError(f"{path} is not an IDX file of bytes (it starts with {head.hex()}); fetch it anew.")
             shape = struct.unpack(f">{rank}I", sizes)
             promised = math.prod(shape)
+            size = os.fstat(stored.fileno()).st_size
+            packed = path.suffix == ".gz"
+            most = min(_MOST, _ROOM + _ROOM_EACH * size) if packed else _MOST
+            if min(promised, promised if packed else size) > most:
+                raise UserError(
+                    f"{path}, of {size:,} bytes, promises {promised:,} values {shape}; of such a file no more than "
+                    f"{most:,} are read. Fetch it anew."
+                )
             values = bytearray()  # read(n) would take n bytes before it looks at the file
             while block := file.read(min(_CHUNK, promised + 1 - len(values))):
                 values += block
@@ -122,3 +139,13 @@ def read_idx(path: Path) -> np.ndarray:
         found = f"more than {promised}" if len(values) > promised else len(values)
         raise UserError(f"{path} holds {found} values, its header promises {shape}; fetch it anew.")
     return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+@contextlib.contextmanager
+def _unpacking(path: Path, stored: BinaryIO) -> Iterator[BinaryIO]:
+    """Give the file itself or, by its name, what is gzipped in it."""
+    if path.suffix != ".gz":
+        yield io.BufferedReader(stored)  # pyright: ignore[reportArgumentType] # it is a FileIO
+        return
+    with gzip.open(stored, "rb") as file:
+        yield cast(BinaryIO, file)

@@ -4,46 +4,55 @@ import csv
 import functools
 import importlib
 import io
-import re
+import itertools
+import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_jax_mixer import classes
 from vit_jax_mixer.data.sources.base import Source, Splits
-from vit_jax_mixer.data.sources.files import read_classes, read_text, source_of_files
-from vit_jax_mixer.errors import UserError, suggest
+from vit_jax_mixer.data.sources.files import read_classes, source_of_files
+from vit_jax_mixer.data.sources.layout import packed, unpacked_name
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.files import open_regular
 
 _COLUMNS = ("path", "label", "split")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_INTEGER = re.compile(r"[+-]?\d+")
+_LINE = 1 << 20  # characters of a line, at most
+# Bytes that Parquet may unpack to, at most, whatever it packs them in, and for each of its own.
+_ROOM, _ROOM_EACH = 64 << 20, 64
 
 Row = tuple[str, str, str]  # path, label, split
 
 
 def open_manifest(place: str) -> Splits:
     """Return the splits of a CSV, TSV or Parquet file with the columns path, label and perhaps split."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     suffix = path.suffix.lower()
     if suffix in _DELIMITERS:
         rows = list(_rows_of_text(path, _DELIMITERS[suffix]))
     elif suffix == ".parquet":
         rows = list(_rows_of_parquet(path))
+    elif unpacked_name(path.name):
+        raise packed(str(path))
     else:
         raise UserError(f"{path} is not a manifest; give a file that ends in .csv, .tsv or .parquet.")
     if not rows:
         raise UserError(f"{path} has no row; list the images, a path and a label each.")
-    numbers = all(_INTEGER.fullmatch(label) for _, label, _ in rows)
-    names = [str(int(label)) if numbers else label for _, label, _ in rows]
-    class_names = read_classes(path.parent) or sorted(set(names), key=int if numbers else None)
-    labels = {name: label for label, name in enumerate(class_names)}
+    # The same classes, with the same numbers, in all splits; if all are whole numbers, by their values.
+    found = sorted({label for _, label, _ in rows})
+    values = [classes.number(label) for label in found]
+    named = dict(zip(found, found if None in values else map(str, values), strict=True))
+    names = sorted(set(named.values()), key=str if None in values else int)
+    class_names = read_classes(path.parent) or tuple(names)
+    places = classes.match(names, class_names, str(path), f"{path.parent / 'classes.txt'}'s")
+    labels = dict(zip(names, places.tolist(), strict=True))
     files: dict[str, list[tuple[str, int]]] = {}
-    for (file, _, split), name in zip(rows, names, strict=True):
-        if name not in labels:
-            classes = path.parent / "classes.txt"
-            raise UserError(f"{path} gives {file} the label {name!r}, which {classes} lacks{suggest(name, labels)}")
-        files.setdefault(split, []).append((file, labels[name]))
-    return {s: functools.partial(_open, path.parent, files[s], tuple(class_names)) for s in files}
+    for file, label, split in rows:
+        files.setdefault(split, []).append((file, labels[named[label]]))
+    return {s: functools.partial(_open, path.parent, files[s], class_names) for s in files}
 
 
 def _open(folder: Path, files: Sequence[tuple[str, int]], class_names: Sequence[str]) -> Source:
@@ -51,19 +60,37 @@ def _open(folder: Path, files: Sequence[tuple[str, int]], class_names: Sequence[
 
 
 def _rows_of_text(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        places = _places(path, header)
-        for cells in reader:
-            if not cells:  # an empty line
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise UserError(f"{where}, has {len(cells)} cells, the header {len(header)}; mend the line.")
-            yield _row(where, {column: cells[i] for column, i in places.items()})
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is not well formed ({error}); mend the line.") from error
+    with io.TextIOWrapper(io.BufferedReader(open_regular(path)), "utf-8-sig", newline="") as text:  # pyright: ignore[reportArgumentType] # FileIO is a RawIOBase
+        reader = csv.reader(_lines(path, text), delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            places = _places(path, header)
+            for cells in reader:
+                if not cells:  # an empty line
+                    continue
+                where = f"{path}, line {reader.line_num}"
+                if len(cells) != len(header):
+                    raise UserError(f"{where}, has {len(cells)} cells, the header {len(header)}; mend the line.")
+                yield _row(where, {column: cells[i] for column, i in places.items()})
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}, is not well formed ({error}); mend the line.") from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not text in UTF-8 (line {reader.line_num + 1} or later); save it as UTF-8."
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}); restore it.") from error
+
+
+def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of a file, as an iteration over it does, but of no more than a megabyte each."""
+    for number in itertools.count(1):
+        line = text.readline(_LINE)
+        if not line:
+            return
+        if len(line) == _LINE and not line.endswith(("\n", "\r")):
+            raise UserError(f"{path}, line {number}, has more than {_LINE:,} characters; it is no list of images.")
+        yield line
 
 
 def _rows_of_parquet(path: Path) -> Iterator[Row]:
@@ -73,22 +100,61 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise UserError(f"{path} needs pyarrow to be read: pip install -e '.[hf]'.") from error
     try:
-        places = _places(path, pq.read_schema(path).names)
-        table = pq.read_table(path, columns=list(places))
+        with open_regular(path) as file:
+            schema = pq.read_schema(file)
+            places = _places(path, schema.names)
+            texts = [column for column in places if _is_text(path, column, schema.field(column).type, pa.types)]
+            # What is there often is kept once, as in the file.
+            table = pq.ParquetFile(file, read_dictionary=texts)
+            size = os.fstat(file.fileno()).st_size
+            room = _ROOM + _ROOM_EACH * size - _unpacked(table.metadata, places)
+            number = itertools.count()
+            for batch in table.iter_batches(10_000, columns=list(places)) if room >= 0 else ():
+                for cells in zip(*(_cells(path, batch.column(column)) for column in places), strict=True):
+                    room -= sum(map(len, cells))
+                    yield _row(f"{path}, row {next(number)}", dict(zip(places, cells, strict=True)))
+                if room < 0:
+                    break
+            if room < 0:
+                raise UserError(f"{path} has {size:,} bytes and unpacks to far more than a list of images does.")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); give a file that can be read.") from error
     except pa.ArrowException as error:
         reason = textwrap.shorten(str(error), 250)
         raise UserError(f"{path} is not a whole Parquet file ({reason}); write it anew.") from error
-    for column in places:
-        kind = table.schema.field(column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not text and not (column == "label" and pa.types.is_integer(kind)):
-            raise UserError(f"{path}: the column {column} is of type {kind}; make it strings, or labels integers.")
-    for number, cells in enumerate(zip(*(table[column].to_pylist() for column in places), strict=True)):
-        given = {c: "" if cell is None else str(cell) for c, cell in zip(places, cells, strict=True)}
-        yield _row(f"{path}, row {number}", given)
+
+
+def _unpacked(metadata: Any, columns: Iterable[str]) -> int:
+    """Return how many bytes some columns have, not packed."""
+    chunks = [
+        metadata.row_group(i).column(j) for i in range(metadata.num_row_groups) for j in range(metadata.num_columns)
+    ]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+
+
+def _cells(path: Path, column: Any) -> list[str]:
+    """Return a column's values as strings; '' for none."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:  # NaN
+            return ""
+        if isinstance(value, float) and not value.is_integer():
+            raise UserError(f"{path} has the label {value}, no whole number; make labels integers or strings.")
+        return str(int(value) if isinstance(value, float) else value)
+
+    if hasattr(column, "dictionary"):
+        words = [cell(word) for word in column.dictionary.to_pylist()]
+        return ["" if i is None else words[i] for i in column.indices.to_pylist()]
+    return [cell(value) for value in column.to_pylist()]
+
+
+def _is_text(path: Path, column: str, kind: Any, types: Any) -> bool:
+    """Say whether a column holds strings; it may else hold labels as numbers."""
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(kind) or types.is_large_string(kind)
+    if not text and not (column == "label" and (types.is_integer(kind) or types.is_floating(kind))):
+        raise UserError(f"{path}: the column {column} is of type {kind}; make it strings, or labels integers.")
+    return text
 
 
 def _places(path: Path, header: Sequence[str]) -> dict[str, int]:

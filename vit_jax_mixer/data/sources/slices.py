@@ -1,7 +1,10 @@
 """Parts of splits, as ``train[:98%]`` and ``train+test[10:20]``, by the rules of TFDS.
 
 A bound is a number of examples or a percentage, rounded to the nearest example; below zero it
-counts from the end. A bound beyond the split is an error rather than its end.
+counts from the end, also where it rounds to none (in TFDS ``[-1%:]`` of 30 examples is all of them).
+A bound beyond the split is an error rather than its end.
+
+A split may be asked for by another usual name, as validation for val.
 """
 
 import bisect
@@ -9,14 +12,24 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
+from vit_jax_mixer import classes
 from vit_jax_mixer.data.sources.base import Source, Splits, traits
 from vit_jax_mixer.errors import UserError, suggest
 
 _PART = re.compile(r"(?P<split>[^\[\]]+)(?:\[(?P<start>[^\[\]:]*):(?P<stop>[^\[\]:]*)\])?")
-_BOUND = re.compile(r"(?P<value>-?\d+(?:\.\d+)?)(?P<percent>%?)")
+_BOUND = re.compile(r"(?P<value>-?[0-9]{1,18}(?:\.[0-9]{1,18})?)(?P<percent>%?)")
+
+# What a split is for, by its usual names; a few words may follow, as in test_set.
+_ROLE = re.compile(
+    r"(?:(?P<train>train|training|trn)|(?P<validation>val|valid|validation|dev|devel|development|eval|evaluation)"
+    r"|(?P<test>test|testing|tst))(?:[-_ .]*(?:set|data|split|images|imgs))?",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +53,36 @@ class Part:
     def _index(self, bound: str, length: int) -> int:
         match = _BOUND.fullmatch(bound)
         if not match or ("." in bound and not match["percent"]):
-            raise UserError(f"{self} has the bound {bound!r}; it must be a number of examples or a percentage.")
+            raise UserError(f"{self} has the bound {_short(bound)!r}; it must be a number of examples or a percentage.")
         value = float(match["value"]) if match["percent"] else int(match["value"])
-        index = round(value * length / 100.0) if match["percent"] else int(value)
         if abs(value) > (100 if match["percent"] else length):
             raise UserError(
                 f"{self} reaches beyond the split's {length} examples; bring the bound {bound} within them."
             )
-        return index if index >= 0 else length + index
+        index = round(value * length / 100.0) if match["percent"] else int(value)
+        return length + index if value < 0 else index  # by the sign before it is rounded
 
     def __str__(self) -> str:
-        return f"{self.split}[{self.start}:{self.stop}]" if self.start or self.stop else self.split
+        return f"{self.split}[{_short(self.start)}:{_short(self.stop)}]" if self.start or self.stop else self.split
+
+
+def _short(bound: str) -> str:
+    return bound if len(bound) <= 24 else f"{bound[:20]}..."
+
+
+def role(name: str) -> str:
+    """Return 'train', 'validation' or 'test', if the name is a usual one of such a split, else ''."""
+    match = _ROLE.fullmatch(name.strip())
+    return match.lastgroup or "" if match else ""
+
+
+def find(split: str, splits: Iterable[str]) -> str | None:
+    """Return the split of that name, or else the only one that has another name for the same; None if there is none."""
+    splits = list(splits)
+    if split in splits:
+        return split
+    same = [name for name in splits if role(split) and role(name) == role(split)]
+    return same[0] if len(same) == 1 else None
 
 
 def parse(expression: str) -> list[Part]:
@@ -79,19 +111,37 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
         UserError: an unknown split or a bad bound; or the parts have different classes.
     """
     parts = parse(expression)
-    for part in parts:
-        if part.split not in splits:
+    found = {part.split: find(part.split, splits) for part in parts}
+    for split, other in found.items():
+        if other is None:
             cut = " (cut it from 'all', as in all[:90%])" if "all" in splits else ""
-            raise UserError(f"{name} has no split {part.split!r}{cut}{suggest(part.split, splits)}")
-    opened = {split: splits[split]() for split in dict.fromkeys(part.split for part in parts)}
+            raise UserError(f"{name} has no split {_short(split)!r}{cut}{suggest(split, splits)}")
+    opened = {split: splits[other]() for split, other in found.items() if other is not None}
     sources = [opened[part.split] for part in parts]
     if len({source.class_names for source in sources}) > 1:
         raise UserError(f"{name}: the splits of {expression!r} have different classes; read them one by one.")
     ranges = [part.range(len(source.examples)) for part, source in zip(parts, sources, strict=True)]
-    if len(parts) == 1 and len(ranges[0]) == len(sources[0].examples):
-        return sources[0]
+    whole = len(parts) == 1 and len(ranges[0]) == len(sources[0].examples)
     examples = _Joined(tuple(sources), tuple(ranges))
-    return Source(examples, sources[0].class_names, examples.where)
+    source = sources[0] if whole else Source(examples, sources[0].class_names, examples.where)
+    return dataclasses.replace(
+        source,
+        passed_over=tuple(dict.fromkeys(path for one in sources for path in one.passed_over)),
+        notes=(*dict.fromkeys(note for one in sources for note in one.notes), *_notes(source, expression)),
+    )
+
+
+def _notes(source: Source, expression: str) -> list[str]:
+    """Return a sentence if there is one class alone, and on the classes without an example, if labels are at hand."""
+    names, labels = source.class_names, getattr(source.examples, "labels", None)
+    alone = [f"{expression} has one class alone, {names[0]!r}: there is nothing to tell apart."] * (len(names) == 1)
+    if labels is None or not len(labels):
+        return alone
+    lacking = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
+    if not len(lacking):
+        return alone
+    shown = classes.few([names[label] for label in lacking], 5)
+    return [f"{expression} has no example of {len(lacking):,} of its {len(names):,} classes: {shown}."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +154,16 @@ class _Joined:
     @functools.cached_property
     def _ends(self) -> list[int]:
         return list(itertools.accumulate(len(r) for r in self.ranges))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The label of each example, int[N], if all sources have them at hand."""
+        parts = []
+        for source, part in zip(self.sources, self.ranges, strict=True):
+            if (labels := getattr(source.examples, "labels", None)) is None:
+                return None
+            parts.append(labels[part.start : part.stop])
+        return np.concatenate(parts)
 
     def __len__(self) -> int:
         return self._ends[-1]
