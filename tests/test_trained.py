@@ -289,3 +289,11 @@ def test_classes_of_imagenet_are_where_they_are_known_to_be():
     }
     assert class_names.of("") == ()
     assert class_names.wordnet_numbers(("cat", "dog")) == ()
+
+
+def test_class_names_of_any_bytes_are_kept(tmp_path):
+    names = ("café", "caf\udce9", "a\x1b", '"\\')
+    about = About({"num_classes": 4, "name": "MlpMixer"}, (8, 8, 3), "decode(3)", names, "x")
+    about.write(tmp_path)
+    assert About.read(tmp_path).class_names == names
+    assert "café" in (tmp_path / "model.json").read_text("utf-8")
