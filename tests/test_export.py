@@ -57,9 +57,8 @@ def workdir(digits_run, tmp_path_factory):
     """A run that computes in bfloat16, one block after another."""
     workdir = tmp_path_factory.mktemp("runs") / "digits"
     shutil.copytree(digits_run, workdir)
-    about = json.loads((workdir / "model.json").read_text())
-    about["model"] |= {"dtype": "bfloat16", "scan": True, "remat": True}
-    (workdir / "model.json").write_text(json.dumps(about))
+    about = About.read(workdir)
+    dataclasses.replace(about, model={**about.model, "dtype": "bfloat16", "scan": True, "remat": True}).write(workdir)
     return workdir
 
 
