@@ -111,3 +111,28 @@ def test_a_million_files_pickle_small(tmp_path):
     source = open_source(f"manifest:{tmp_path}/list.csv", "all[10%:]")
     assert len(cloudpickle.dumps(source)) < 20_000 * 25
     assert np.bincount(source.examples.sources[0].examples.labels).min() > 2_800
+
+
+def test_labels_are_whole_numbers_by_value(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,label,split\na,1.0,x\nb,10.0,y\nc,-1,x\nd,9999999999,y\ne,01,y\n")
+    read = {split: open_source(f"manifest:{path}", split) for split in "xy"}
+    assert read["x"].class_names == read["y"].class_names == ("-1", "1", "10", "9999999999")
+    pq.write_table(pa.table({"path": ["a", "b", "c"], "label": [1.0, 2.0, 10.0]}), tmp_path / "list.parquet")
+    assert open_source(f"manifest:{tmp_path}/list.parquet", "all").class_names == ("1", "2", "10")
+
+
+def test_a_manifest_takes_no_more_than_a_list_of_images_does(tmp_path):
+    pq.write_table(pa.table({"path": ["x" * 100_000] * 10_000, "label": [1] * 10_000}), tmp_path / "list.parquet")
+    assert "unpacks to far more than a list" in failure(f"manifest:{tmp_path}/list.parquet", "all")
+    path = tmp_path / "list.csv"
+    path.write_text("path,label\n" + "x" * 3_000_000)
+    assert "line 2, has more than 1,048,576 characters" in failure(f"manifest:{path}", "all")
+    path.write_text("path,label\n" + "x" * 200_000 + ",a\n")
+    assert "line 2, is not well formed (field larger than field limit" in failure(f"manifest:{path}", "all")
+    with path.open("wb") as file:
+        file.truncate(200 << 30)
+    assert "line 1, has more than" in failure(f"manifest:{path}", "all")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "is a device, not a regular file" in failure(f"manifest:{path}", "all")
