@@ -18,8 +18,9 @@ import numpy as np
 from absl import flags
 
 from configs import mixer_imagenet
-from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
+from vit_jax_mixer import cli, specs, tasks
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.run import optim, parallel, step
 
 _MODEL = flags.DEFINE_string("model", "Mixer-L/16", "Model, of 224 x 224 pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images of a step.")

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from vit_jax_mixer import optim, parallel, specs, step, tasks
+from vit_jax_mixer import specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.run import optim, parallel, step
 from vit_jax_mixer.tasks import TrainState
 
 

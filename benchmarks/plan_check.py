@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import mixer_b16
-from vit_jax_mixer import cli, optim, parallel, specs, step, tasks
+from vit_jax_mixer import cli, specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.models import MODELS
 from vit_jax_mixer.plan import targets
@@ -26,6 +26,7 @@ from vit_jax_mixer.plan.compiled import Planned
 from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.plan.roofline import roofline
 from vit_jax_mixer.plan.this_machine import this_machine
+from vit_jax_mixer.run import optim, parallel, step
 
 _MODEL = flags.DEFINE_string("model", "Mixer-S/32", "A Mixer.")
 _IMAGES = flags.DEFINE_integer("images", 32, "Of a batch.", lower_bound=1)

@@ -19,8 +19,8 @@ from absl import flags
 from benchmarks.parts import prepared
 from configs import mixer_imagenet
 from vit_jax_mixer import cli
-from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.run.checkpoint import Checkpoints
 
 _MODEL = flags.DEFINE_string("model", "Mixer-S/16", "Model.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images of a step.")

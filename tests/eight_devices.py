@@ -16,9 +16,10 @@ import numpy as np
 from flax import traverse_util
 
 from configs import digits
-from vit_jax_mixer import models, optim, parallel, specs, step, tasks
+from vit_jax_mixer import models, specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.run import optim, parallel, step
 
 CASES = [("jit", 1), ("pmap", 1), ("jit(fsdp=4)", 1), ("pmap", 2), ("jit(fsdp=4)", 2)]
 

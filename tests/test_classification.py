@@ -6,9 +6,10 @@ from PIL import Image
 
 from configs import digits
 from tests.helpers import assert_close
-from vit_jax_mixer import step, tasks
+from vit_jax_mixer import tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import step
 
 
 def create(ops="decode(1)|value_range(-1, 1)", **task):

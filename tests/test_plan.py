@@ -15,16 +15,17 @@ import pytest
 
 from configs import common, digits, mixer_b16, mnist
 from tests.helpers import ROOT, command
-from vit_jax_mixer import hardware, models, optim, parallel, specs, step, tasks
-from vit_jax_mixer.checkpoint import Checkpoints
+from vit_jax_mixer import models, specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
-from vit_jax_mixer.parallel import SMALLEST_SHARDED
 from vit_jax_mixer.plan import estimate, report, targets
 from vit_jax_mixer.plan.compiled import Planned, _asked, devices_of
 from vit_jax_mixer.plan.data_shape import without_data
+from vit_jax_mixer.run import hardware, optim, parallel, step
+from vit_jax_mixer.run.checkpoint import Checkpoints
+from vit_jax_mixer.run.parallel import SMALLEST_SHARDED
 from vit_jax_mixer.train import start_state
 
 

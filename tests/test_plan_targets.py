@@ -3,10 +3,10 @@
 import pytest
 
 from tests.test_plan import target
-from vit_jax_mixer import hardware
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, this_machine
 from vit_jax_mixer.plan.roofline import bill, roofline
+from vit_jax_mixer.run import hardware
 
 
 @pytest.mark.parametrize(

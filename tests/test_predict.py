@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from tests.helpers import assert_one_sentence, command
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.inference import even_batches
 from vit_jax_mixer.predictions import Prediction, as_json, as_text, find_images, predict, save_features
 from vit_jax_mixer.pretrained import formats
+from vit_jax_mixer.run.inference import even_batches
 from vit_jax_mixer.tasks.classification import of_any_image
 from vit_jax_mixer.trained import open_model
 

@@ -7,10 +7,10 @@ import pytest
 
 from tests.helpers import DATA, assert_same, nested
 from vit_jax_mixer import pretrained
-from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.pretrained import resize
+from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.tasks.base import TrainState
 
 PATH = DATA / "mixer_tiny_params.npz"

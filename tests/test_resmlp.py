@@ -7,11 +7,12 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from tests.helpers import DATA, assert_close
-from vit_jax_mixer import models, optim
+from vit_jax_mixer import models
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.__main__ import cost
 from vit_jax_mixer.models.resmlp import ResMlp, ResMlpBlock
 from vit_jax_mixer.pretrained import names
+from vit_jax_mixer.run import optim
 
 TINY = dict(num_blocks=2, patch_size=8, hidden_dim=24, layerscale_init=0.1)
 

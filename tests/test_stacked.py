@@ -13,12 +13,13 @@ from flax import traverse_util
 
 from tests.helpers import assert_close, assert_same
 from tests.test_train import small
-from vit_jax_mixer import models, optim, parallel, pretrained, specs, step, tasks, trained
-from vit_jax_mixer.checkpoint import Checkpoints
+from vit_jax_mixer import models, pretrained, specs, tasks, trained
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.models.layers import apply_blocks, embed_patches
 from vit_jax_mixer.models.mixer import MixerBlock
+from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.train import train_and_evaluate
 
 TINY = dict(num_blocks=3, patch_size=8, hidden_dim=24)

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.test_step import Reference
 
 from tests.helpers import DATA, assert_close, assert_same, nested
-from tests.test_step import Reference
 from tests.test_train import lines, logged, saved_part, small
-from vit_jax_mixer import best, optim, parallel, pretrained, step, tasks
 from vit_jax_mixer import config as config_lib
+from vit_jax_mixer import pretrained, tasks
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import optim, parallel, step
 from vit_jax_mixer.tasks.classification import Classification, Labelled
 from vit_jax_mixer.train import train_and_evaluate
 

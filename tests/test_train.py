@@ -15,10 +15,10 @@ import pytest
 from configs import digits
 from tests.helpers import ROOT, assert_same, environment
 from vit_jax_mixer import pretrained
-from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run.checkpoint import Checkpoints
+from vit_jax_mixer.run.workdir import opened
 from vit_jax_mixer.train import train_and_evaluate
-from vit_jax_mixer.workdir import opened
 
 # A digits run of 12 steps with all that is random switched on.
 SMALL = {

@@ -54,11 +54,11 @@ def main(given: Given) -> None:
     import jax
     import numpy as np
 
-    from vit_jax_mixer import distributed
+    from vit_jax_mixer.run import processes
     from vit_jax_mixer.train import train_and_evaluate
 
     workdir = _WORKDIR.value or Path("runs") / _config_name(given.name)
-    with distributed.processes(_DISTRIBUTED.value):
+    with processes.processes(_DISTRIBUTED.value):
         state = train_and_evaluate(
             given.config,
             workdir,

@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax_mixer import inference
 from vit_jax_mixer.data.pipeline import SKIPPED, Dataset, Example, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.sources.files import Files
 from vit_jax_mixer.data.sources.layout import IMAGE_SUFFIXES, is_system
 from vit_jax_mixer.errors import UserError, printable
+from vit_jax_mixer.run import inference
 from vit_jax_mixer.tasks.classification import Labelled
 from vit_jax_mixer.trained import Trained
 

@@ -13,19 +13,20 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import distributed, hardware, optim, parallel, specs, step, tasks
-from vit_jax_mixer import workdir as workdirs
-from vit_jax_mixer.checkpoint import Checkpoints
+from vit_jax_mixer import specs, tasks
 from vit_jax_mixer.data import record
 from vit_jax_mixer.data.pipeline import Loader, Share, indices_of
 from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
-from vit_jax_mixer.evaluator import Evaluator, ahead
-from vit_jax_mixer.interruption import Interruption, Stopped
-from vit_jax_mixer.metrics import Reports
+from vit_jax_mixer.run import hardware, optim, parallel, processes, step
+from vit_jax_mixer.run import workdir as workdirs
+from vit_jax_mixer.run.checkpoint import Checkpoints
+from vit_jax_mixer.run.evaluation import Evaluator, ahead
+from vit_jax_mixer.run.preemption import Interruption, Stopped
+from vit_jax_mixer.run.reports import Reports
+from vit_jax_mixer.run.trace import Trace
 from vit_jax_mixer.tasks import Task, TrainState
 from vit_jax_mixer.tasks.base import Tree
-from vit_jax_mixer.trace import Trace
 
 
 def train_and_evaluate(
@@ -56,7 +57,7 @@ def train_and_evaluate(
     """
     # --- From the config to the parts ---
     run = config_lib.Config.of(config)
-    distributed.check_same(repr(config), "the config")
+    processes.check_same(repr(config), "the config")
     devices = parallel.create(run.parallel)
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps)
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
@@ -64,7 +65,7 @@ def train_and_evaluate(
     optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
     task = tasks.create(run)
     data = record.of(task.train_data, task.eval_data)
-    distributed.check_same(json.dumps(data), "the record of the data", record.differences)
+    processes.check_same(json.dumps(data), "the record of the data", record.differences)
     new_state, one_step = step.of_run(run, task, optimizer, learning_rate)
     train_step = _traceable(one_step, run.parallel) if run.debug_nans else devices.train_step(one_step)
 
@@ -77,7 +78,7 @@ def train_and_evaluate(
 
         # --- The state: fresh, pretrained or resumed ---
         start = checkpoints.latest() or 0
-        distributed.check_same(f"{start}", "the newest checkpoint")
+        processes.check_same(f"{start}", "the newest checkpoint")
         folder.check_begin(start, run.steps, start_anew=start_anew)
         same = not start or folder.is_of(config, data, change_config=change_config, change_data=change_data)
         state = start_state(task, new_state, devices, checkpoints, run.seed)
@@ -92,7 +93,7 @@ def train_and_evaluate(
                 reports.line(line)
             skipped = Skipped(folder.path, jax.process_index(), reports.line)
             evaluate = Evaluator(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
-            if distributed.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
+            if processes.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
                 try:
                     scores = evaluate(state)
                     checkpoints.score(start, scores)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import checksums, files, models, pretrained, specs
+from vit_jax_mixer import files, models, pretrained, specs
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import class_names, folder, registry, shapes, trees

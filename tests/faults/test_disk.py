@@ -13,9 +13,9 @@ import pytest
 
 from tests.helpers import assert_same
 from tests.test_train import lines, saved_part, small
-from vit_jax_mixer import checkpoint, step
-from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import checkpoint, step
+from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.train import train_and_evaluate
 
 CONFIG = dict(steps=60, eval_every=60, checkpoint__every=10, checkpoint__best="")

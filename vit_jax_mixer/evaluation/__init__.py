@@ -12,7 +12,7 @@ from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.evaluation import labels, scores
-from vit_jax_mixer.inference import Inference, Outputs, class_names, fitting
+from vit_jax_mixer.run.inference import Inference, Outputs, class_names, fitting
 from vit_jax_mixer.tasks.classification import LOSSES, Labelled
 from vit_jax_mixer.trained import Trained
 

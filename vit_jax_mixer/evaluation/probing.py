@@ -9,7 +9,7 @@ from vit_jax_mixer import classes, probes
 from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.inference import Inference, fitting
+from vit_jax_mixer.run.inference import Inference, fitting
 from vit_jax_mixer.tasks.classification import Labelled
 from vit_jax_mixer.trained import Trained
 

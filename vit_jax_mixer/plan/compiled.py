@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import optim, parallel, specs, step, tasks
+from vit_jax_mixer import specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import SKIPPED
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
 from vit_jax_mixer.plan.targets import Target
+from vit_jax_mixer.run import optim, parallel, step
 from vit_jax_mixer.tasks.base import Tree
 
 # libtpu is to compile and no more: neither look for the machine's own TPUs nor keep others from them.

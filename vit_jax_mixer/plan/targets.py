@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.hardware import CHIPS, Chip
+from vit_jax_mixer.run.hardware import CHIPS, Chip
 
 GPUS_OF_A_NODE = 8
 MOST_SIMULATED = 256  # devices that a CPU simulates

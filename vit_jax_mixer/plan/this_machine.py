@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.hardware import Chip
+from vit_jax_mixer.run.hardware import Chip
 
 _SIDE = 2048  # of the matrices whose product is timed
 _FLOATS = 2**26  # of the array that is copied, 256 MB: more than any cache

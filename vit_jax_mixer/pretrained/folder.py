@@ -13,10 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from vit_jax_mixer import best as best_lib
-from vit_jax_mixer import checksums, files
+from vit_jax_mixer import files
+from vit_jax_mixer.checkpoints import best as best_lib
+from vit_jax_mixer.checkpoints import checksums
+from vit_jax_mixer.checkpoints.orbax_path import for_orbax
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.orbax_path import for_orbax
 from vit_jax_mixer.pretrained import archive
 from vit_jax_mixer.pretrained.checks import Choose, Flat, check_count, check_dtype, check_shape, everything
 

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from vit_jax_mixer import checksums, specs
+from vit_jax_mixer import specs
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import folder, names, trees
 

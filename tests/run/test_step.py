@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from tests.helpers import DATA, assert_close, nested
-from vit_jax_mixer import optim, parallel, step
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
 from vit_jax_mixer.models.mixer import MlpMixer
+from vit_jax_mixer.run import optim, parallel, step
 from vit_jax_mixer.tasks import Aux, Task
 
 MODEL = dict(num_blocks=2, patch_size=8, hidden_dim=24, tokens_mlp_dim=10, channels_mlp_dim=36)

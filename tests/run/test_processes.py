@@ -11,8 +11,8 @@ import pytest
 from tests.helpers import assert_same, environment
 from tests.processes import assert_same_run, end_of, in_this_process, plain, results_of, slurm, start, together, up_to
 from tests.test_sources import write_image
-from vit_jax_mixer import distributed
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import processes
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
     ],
 )
 def test_the_environment_says_who_the_others_are(environ, wanted, expected):
-    assert distributed.arguments(environ, wanted) == expected
+    assert processes.arguments(environ, wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_the_environment_says_who_the_others_are(environ, wanted, expected):
 )
 def test_an_environment_that_makes_no_sense_is_one_sentence(environ, parts):
     with pytest.raises(UserError) as error:
-        distributed.arguments(environ)
+        processes.arguments(environ)
     for part in parts:
         assert part in str(error.value)
 
@@ -211,12 +211,12 @@ def test_an_environment_that_makes_no_sense_is_one_sentence(environ, parts):
 def test_a_port_that_is_taken_is_one_sentence():
     with socket.create_server(("", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        found = distributed.arguments({ADDRESS: address, COUNT: "2", INDEX: "0"})
+        found = processes.arguments({ADDRESS: address, COUNT: "2", INDEX: "0"})
         with pytest.raises(UserError, match=f"{address}, but process 0 cannot take its port"):
-            distributed._join(found)
+            processes._join(found)
 
 
 def test_no_launcher_is_one_sentence():
-    result = python("from vit_jax_mixer import distributed\nwith distributed.processes(True): pass")
+    result = python("from vit_jax_mixer import distributed\nwith processes.processes(True): pass")
     assert "UserError: cannot join the other processes of the run" in result.stderr
     assert f"set {ADDRESS}, {COUNT}, {INDEX}, or pass --nodistributed" in result.stderr

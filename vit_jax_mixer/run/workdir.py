@@ -13,10 +13,11 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import distributed, files
+from vit_jax_mixer import files
 from vit_jax_mixer.data import record
 from vit_jax_mixer.errors import UserError, writing
-from vit_jax_mixer.log import METRICS
+from vit_jax_mixer.run import processes
+from vit_jax_mixer.run.writers import METRICS
 from vit_jax_mixer.trained import FILE as MODEL
 from vit_jax_mixer.trained import About
 
@@ -43,8 +44,8 @@ def opened(path: str | Path) -> Iterator["Workdir"]:
         raise UserError(f"cannot write to the workdir {path} ({error.strerror}); choose another --workdir.") from error
     try:
         _keep_others_out(lock, path)
-        distributed.check_shared(path)
-        yield Workdir(path, distributed.of_first(jax.process_index() == 0 and _holds_a_run(path)))
+        processes.check_shared(path)
+        yield Workdir(path, processes.of_first(jax.process_index() == 0 and _holds_a_run(path)))
     finally:
         os.close(lock)
 

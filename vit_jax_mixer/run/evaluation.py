@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from vit_jax_mixer import parallel, step
 from vit_jax_mixer.data.pipeline import Loader, OnSkipped
+from vit_jax_mixer.run import parallel, step
 from vit_jax_mixer.tasks import Task, TrainState
 
 T = TypeVar("T")

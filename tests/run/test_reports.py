@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import environment
 
 CODE = """
-from vit_jax_mixer.metrics import Console
+from vit_jax_mixer.run.reports import Console
 console = Console(0, 10_000)
 console.line("a name\\x1b[2J")
 for step in (1, 4321):

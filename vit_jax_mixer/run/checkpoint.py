@@ -14,14 +14,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from vit_jax_mixer import best as best_lib
-from vit_jax_mixer import checksums, distributed, keeping
+from vit_jax_mixer.checkpoints import best as best_lib
+from vit_jax_mixer.checkpoints import checksums, keeping
+from vit_jax_mixer.checkpoints.orbax_path import for_orbax
 from vit_jax_mixer.errors import UserError, suggest, writing
 from vit_jax_mixer.models import stacked
-from vit_jax_mixer.orbax_path import for_orbax
-from vit_jax_mixer.saving_together import FAILURES, Manager, telling, told
+from vit_jax_mixer.run import processes
+from vit_jax_mixer.run.saving_together import FAILURES, Manager, telling, told
+from vit_jax_mixer.run.workdir import remember_checkpoint
 from vit_jax_mixer.tasks.base import TrainState, Tree
-from vit_jax_mixer.workdir import remember_checkpoint
 
 _OPTIONAL = ("ema", "skipped")  # of the state; a run may begin or end to have them
 _DELETED = ".deleted"  # in the folder of checkpoints, until the next save
@@ -170,7 +171,7 @@ class Checkpoints:
             f"cannot write checkpoint {self._writing} to {self._folder} ({error}), and several processes could try "
             "again only together, so the run stops; make room or mend the disk, and give the same command again to all."
         )
-        distributed.end(UserError(reason))
+        processes.end(UserError(reason))
 
     def _must_save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         if error := self._settle() or self._begin(step, state, metrics) or self._settle():

@@ -5,8 +5,9 @@ import optax
 import pytest
 
 from tests.helpers import assert_same
-from vit_jax_mixer import optim, specs
+from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import optim
 
 FIELDS = dict(optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10)
 PARAMS = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "LayerNorm_0": {"scale": jnp.ones(2)}}

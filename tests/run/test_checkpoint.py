@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from tests.helpers import assert_same
-from vit_jax_mixer import best, parallel, step
-from vit_jax_mixer.checkpoint import Checkpoints
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import parallel, step
+from vit_jax_mixer.run.checkpoint import Checkpoints
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9, accumulator_dtype=jnp.bfloat16))
 

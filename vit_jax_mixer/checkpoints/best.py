@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vit_jax_mixer import checksums, files
+from vit_jax_mixer import files
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 
 FILE = checksums.SCORES

@@ -11,8 +11,8 @@ import tensorstore as ts
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from vit_jax_mixer import best as best_lib
-from vit_jax_mixer import checksums
+from vit_jax_mixer.checkpoints import best as best_lib
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 
 

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from vit_jax_mixer import specs
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Batch
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.step import Across
+from vit_jax_mixer.run.step import Across
 from vit_jax_mixer.tasks.base import TrainState, Tree
 
 DATA, FSDP = "data", "fsdp"

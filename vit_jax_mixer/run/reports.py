@@ -14,8 +14,8 @@ import jax
 import tqdm
 
 from vit_jax_mixer.errors import UserError, printable
-from vit_jax_mixer.log import Log, Scalars
-from vit_jax_mixer.step import MUST_BE_FINITE
+from vit_jax_mixer.run.step import MUST_BE_FINITE
+from vit_jax_mixer.run.writers import Log, Scalars
 
 
 class Reports:

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from tests.test_train import small
-from vit_jax_mixer import workdir as workdirs
 from vit_jax_mixer.config import as_json
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import workdir as workdirs
 
 DATA = {"training": {"examples": 2, "classes": ["a", "b"], "fingerprint": "1"}}
 FREELY = dict(change_config=True, change_data=True)

@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.log import Log, _checksum
+from vit_jax_mixer.run.writers import Log, _checksum
 
 
 def events(workdir):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from vit_jax_mixer import best
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.errors import UserError
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax_mixer import parallel
 from vit_jax_mixer.data.images import HostOp
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, OnSkipped
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.evaluator import ahead
+from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run.evaluation import ahead
 from vit_jax_mixer.tasks.classification import of_any_image
 from vit_jax_mixer.trained import About, Trained
 

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec
 from tests.eight_devices import CASES
 from tests.helpers import ROOT, assert_close, assert_same, environment, nested
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import parallel, step
-from vit_jax_mixer.checkpoint import Checkpoints
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run import parallel, step
+from vit_jax_mixer.run.checkpoint import Checkpoints
 
 LAYOUTS = ("pmap", "jit", "jit(fsdp=2)")
 

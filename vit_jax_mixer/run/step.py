@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax_mixer import optim
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
+from vit_jax_mixer.run import optim
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
 
 Batch = Mapping[str, jax.Array]

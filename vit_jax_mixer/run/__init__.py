@@ -1,0 +1,1 @@
+"""What happens while a model trains, or runs over a dataset."""
