@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_step import Reference
 
 from tests.helpers import DATA, assert_close, assert_same, nested
+from tests.run.test_step import Reference
 from tests.test_train import lines, logged, saved_part, small
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import pretrained, tasks

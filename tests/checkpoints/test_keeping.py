@@ -8,8 +8,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tests.test_checkpoint import abstract, devices_sharding, open_checkpoints, save, state
 
+from tests.run.test_checkpoint import abstract, devices_sharding, open_checkpoints, save, state
 from vit_jax_mixer.checkpoints import checksums, keeping
 from vit_jax_mixer.errors import UserError
 
