@@ -65,7 +65,7 @@ class About:
         path = folder / FILE
         if not path.is_file():
             raise UserError(f"there is no {path}, which training and export write; give a folder that has one.")
-        fields = checksums.read_json(path)
+        fields = checksums.read_json(path, may_lack_it=True)
         if misfit := _misfit(fields):
             raise UserError(f"{path} cannot be read as the description of a model ({misfit}); mend it.")
         lists = {name: tuple(fields[name]) for name in ("image_shape", "class_names")}

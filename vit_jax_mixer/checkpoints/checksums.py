@@ -76,15 +76,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     files.write_atomically(path, json.dumps({**content, _FIELD: _sum_of(content)}, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, may_lack_it: bool = False) -> dict[str, Any]:
     """Read what `write_json` wrote, without its checksum.
+
+    Args:
+        path: the file.
+        may_lack_it: take one without a checksum, as earlier versions or people write it. Its reader must
+            refuse fields that it does not know: one of them may be the checksum, its name damaged.
 
     Raises:
         UserError: it is damaged.
     """
     content = files.read_json(path)
-    if content.pop(_FIELD, None) != _sum_of(content):
-        raise UserError(f"{path} is damaged (it is not what was written); restore or remove it.")
+    found = content.pop(_FIELD, None)
+    if found != _sum_of(content) and not (found is None and may_lack_it):
+        raise UserError(
+            f"{path} is damaged or was changed by hand (its field {_FIELD} says so); restore it, or, if you changed "
+            f"it, take that field out."
+        )
     return content
 
 
