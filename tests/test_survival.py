@@ -210,7 +210,7 @@ def test_the_running_mean_is_evaluated_saved_resumed_and_what_the_workdir_gives(
 
 
 def test_a_mean_needs_a_decay_below_one(tmp_path):
-    with pytest.raises(UserError, match=r"config\.ema_decay is 1\.0"):
+    with pytest.raises(UserError, match=r"config: ema_decay is 1\.0"):
         train_and_evaluate(small(ema_decay=1.0), tmp_path)
 
 
