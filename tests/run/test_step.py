@@ -179,6 +179,84 @@ def test_rows_that_are_not_one_an_example_are_a_defect():
         queue_after(Queue(width=2), "jit", 4)
 
 
+class Tokens(Task):
+    """Sentences of 1 to 4 numbers; the loss is the mean over all numbers of a batch, so sentences weigh unequally.
+
+    Numbers are read through a linear model; stats is their mean, too.
+    """
+
+    def init(self, key):
+        return {"slope": jnp.linspace(-1, 1, 3)}, {"mean": jnp.zeros(())}
+
+    def loss(self, params, state, batch, key):
+        there = jnp.arange(4)[None] < batch["length"][:, None]
+        errors = (batch["x"] @ params["slope"] - batch["y"]) ** 2
+        mean = lambda x: jnp.sum(jnp.where(there, x, 0)) / there.sum()  # 0 / 0 of a part with no number at all
+        loss = mean(errors)
+        return loss, Aux({"error": mean(jnp.sqrt(errors))}, stats=mean(batch["y"]), weight=there.sum())
+
+    def after_update(self, state, aux):
+        return {"mean": aux.stats}
+
+    def eval_step(self, state, batch):
+        raise NotImplementedError
+
+    def evaluate(self, outputs):
+        raise NotImplementedError
+
+
+def sentences(lengths):
+    draw = np.random.default_rng(0)
+    x, y = (draw.normal(size=shape).astype(np.float32) for shape in ((len(lengths), 4, 3), (len(lengths), 4)))
+    return {"x": x, "y": y + x[..., 0], "length": np.asarray(lengths, np.int32)}
+
+
+# Each device and part has another number of tokens: the first four rows are of the first device.
+UNEQUAL = [1, 4, 1, 1, 4, 4, 3, 4]
+
+
+def step_on(task, how, accum_steps, batch):
+    """Return the state's saved form, and the metrics, after a step."""
+    devices = parallel.create(how)
+    run = devices.train_step(partial(step.train_step, task, optax.sgd(0.1), lambda step: 0.1, 0, accum_steps))
+    state = devices.put_state(step.new_state(optax.sgd(0.1), *task.init(step.init_key(0))))
+    state, metrics = run(state, devices.put_batch(batch))
+    return jax.device_get((devices.saved_form(state), metrics))
+
+
+@pytest.mark.parametrize("lengths", [UNEQUAL, [0, 0, 0, 0, 4, 1, 2, 3]])
+@pytest.mark.parametrize("accum_steps", [1, 2, 4])
+@pytest.mark.parametrize("how", ["jit", "pmap", "jit(fsdp=2)"])
+def test_parts_of_unequal_weight_have_the_mean_of_the_whole_batch(how, accum_steps, lengths):
+    batch, task = sentences(lengths), Tokens()
+    params, extra = task.init(step.init_key(0))
+    state = step.new_state(optax.sgd(0.1), params, extra)
+    loss = lambda params: task.loss(params, state, batch, jax.random.key(0))
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    after, metrics = step_on(task, how, accum_steps, batch)
+    close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    close(metrics["loss"], value)
+    close(metrics["error"], aux.metrics["error"])
+    close(metrics["grad_norm"], optax.tree.norm(grads))
+    close(after.extra["mean"], aux.stats)
+    close(after.params["slope"], params["slope"] - 0.1 * grads["slope"])
+
+
+def test_a_batch_with_nothing_to_take_the_mean_of_is_not_finite():
+    _, metrics = step_on(Tokens(), "jit", 2, sentences([0] * 8))
+    assert np.isnan(metrics["loss"])
+
+
+def test_a_weight_that_is_no_single_number_is_a_defect():
+    class ByRow(Tokens):
+        def loss(self, params, state, batch, key):
+            loss, aux = super().loss(params, state, batch, key)
+            return loss, aux.replace(weight=batch["length"])
+
+    with pytest.raises(ValueError, match=r"Aux.weight has shape \(8,\); it is one number"):
+        step_on(ByRow(), "jit", 1, sentences(UNEQUAL))
+
+
 @pytest.mark.parametrize("name", ["jit", "pmap"])
 def test_evaluation_returns_each_row_once_on_all_devices(reference, name):
     task, devices = Reference(), parallel.create(name)

@@ -138,18 +138,15 @@ def _mean_gradient(
     """Return ``((loss, aux), grads)`` of the whole batch, computed in ``accum_steps`` equal parts."""
 
     def gradient(part: jax.Array | int) -> tuple[Tree, Tree]:
-        """Return the means over a part, and its rows."""
+        """Return the means over a part, with its weight and times that where there is one, and its rows."""
         # Part i holds the rows i, i + A, ...: each device's own rows are split, none moves.
         examples = jax.tree.map(lambda x: x.reshape(-1, accum_steps, *x.shape[1:])[:, part], batch)
         count = len(jax.tree.leaves(examples)[0])
         loss = lambda params: task.loss(params, state, examples, jax.random.fold_in(key, part))
         with across.of_rows(count):
             (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        for path, leaf in jax.tree.leaves_with_path(aux.rows):
-            if leaf.shape[:1] != (count,):
-                name = f"Aux.rows{jax.tree_util.keystr(path)}"
-                raise ValueError(f"{name} has shape {leaf.shape}, which is not one row for each of {count} examples")
-        return (value, aux.metrics, aux.stats, grads), aux.rows
+        _check(aux, count)
+        return _weighted((value, aux.metrics, aux.stats, grads), aux.weight), aux.rows
 
     if accum_steps == 1:
         means, rows = gradient(0)
@@ -164,5 +161,31 @@ def _mean_gradient(
         means = jax.tree.map(lambda x: x / accum_steps, total)
         # [A, b / A, ...] -> [b, ...], as they were before they were split
         rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
-    value, metrics, stats, grads = across.mean(means)
+    value, metrics, stats, grads = _unweighted(*across.mean(means))
     return (value, Aux(metrics, stats, across.gather(rows))), grads
+
+
+def _check(aux: Aux, count: int) -> None:
+    """Raise a `ValueError` where a loss of ``count`` examples returns what cannot be put together with others."""
+    for path, leaf in jax.tree.leaves_with_path(aux.rows):
+        if leaf.shape[:1] != (count,):
+            name = f"Aux.rows{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} has shape {leaf.shape}, which is not one row for each of {count} examples")
+    if aux.weight is not None and jnp.shape(aux.weight):
+        raise ValueError(f"Aux.weight has shape {jnp.shape(aux.weight)}; it is one number, f32[]")
+
+
+def _weighted(means: Tree, weight: jax.Array | None) -> tuple[Tree, Tree]:
+    """Return means times their weight, and it; what has none, as all parts weigh the same, stays as it is.
+
+    A mean over nothing, which may be 0 / 0, counts for nothing.
+    """
+    if weight is None:
+        return means, ()
+    weight = jnp.asarray(weight, jnp.float32)
+    return jax.tree.map(lambda x: jnp.where(weight > 0, x * weight, 0).astype(x.dtype), means), weight
+
+
+def _unweighted(sums: Tree, weight: Tree) -> Tree:
+    """Return the means of what `_weighted` gave, once it is put together."""
+    return jax.tree.map(lambda x: (x / weight).astype(x.dtype), sums) if jax.tree.leaves(weight) else sums

@@ -32,14 +32,18 @@ class TrainState:
 class Aux:
     """What a loss returns beside its value, of the part of the batch that it was given.
 
-    Metrics and stats are means over the batch, of float arrays: the loop averages them over devices
-    and accumulation steps, as it does the gradients. Rows belong to one example each: the loop puts
-    together those of the whole batch, in the batch's order.
+    The loss, metrics and stats are means over that part, of float arrays; the loop takes their mean
+    over devices and accumulation steps, as it does of the gradients. Where they are means over something
+    of which examples have more or less (tokens, masked patches), ``weight`` says how much there was: then
+    the mean is weighted by it, and that of the whole batch whatever the parts. If a whole batch has nothing,
+    its loss is 0 / 0, and not finite. Rows belong to one example each: the loop puts together those of the
+    whole batch, in the batch's order.
     """
 
     metrics: Mapping[str, jax.Array]  # f32[] each, logged as train/NAME
     stats: Tree = ()  # means that `Task.after_update` needs, as of a teacher's outputs
     rows: Tree = ()  # arrays [b, ...] of the b examples given, as the keys of a queue; `after_update` gets [B, ...]
+    weight: jax.Array | None = None  # f32[], what the means are over; None for the examples, as many in all parts
 
 
 class Task(abc.ABC):
