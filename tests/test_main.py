@@ -124,7 +124,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
     write_image(tmp_path / "train/cat/x.png")
     (tmp_path / "train/dog").mkdir()
     result = run(tmp_path / "run", f"--config.data.source=folder:{tmp_path}")
-    assert_one_sentence(result, f"{tmp_path}/train/dog holds no image")
+    assert_one_sentence(result, f"{tmp_path}/train/dog (no image in it)")
 
 
 def test_tensorflow_is_never_loaded(tmp_path):
