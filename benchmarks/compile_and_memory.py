@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags
 
 from configs import mixer_imagenet
-from vit_jax_mixer import cli, specs, tasks
+from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run.assemble import assemble
 
 _MODEL = flags.DEFINE_string("model", "Mixer-L/16", "Model, of 224 x 224 pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images of a step.")
@@ -71,20 +72,16 @@ def run_of(**way: bool) -> Config:
 
 def measure(run: Config, steps: int) -> tuple[float, ...]:
     """Return a row of the table: seconds to trace and compile, seconds a step, and MiB three times."""
-    task = tasks.create(run)
-    devices = parallel.create(run.parallel)
-    new_state, train_step = step.of_run(
-        run, task, *specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    )
-    shapes = jax.eval_shape(lambda: new_state(*task.init(jax.random.key(0))))
-    image = np.zeros((run.batch_size, *task.train_data.get(0, np.random.default_rng(0))["image"].shape), np.uint8)
+    parts = assemble(run)
+    devices = parts.devices
+    image = np.zeros((run.batch_size, *parts.task.train_data.get(0, np.random.default_rng(0))["image"].shape), np.uint8)
     batch = devices.put_batch({"image": image, "label": np.zeros(run.batch_size, np.int32)})
     # The time of a step does not depend on the values; these are quickly made.
-    state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), shapes))
+    state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), parts.shapes()))
 
     jax.clear_caches()
     begun = time.perf_counter()
-    compiled = devices.lower(train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
+    compiled = devices.lower(parts.train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
     seconds = [time.perf_counter() - begun]
     for _ in range(steps):
         begun = time.perf_counter()

@@ -18,9 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.parts import prepared
-from vit_jax_mixer import cli, specs, tasks
+from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import Loader
+from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What is trained.")
@@ -36,12 +36,9 @@ def main(argv: list[str]) -> None:
     config.eval_every = config.checkpoint.every = 2 * steps
     config.optim.warmup_steps = min(config.optim.warmup_steps, steps)
     run = Config.of(config)
-
-    task = tasks.create(run)
-    loader = specs.call(Loader, run.loader, "config.loader")
     rates = {
         "step alone": step_alone(run, steps),
-        "data alone": data_alone(run, task, loader, steps),
+        "data alone": data_alone(run, steps),
         "train loop": train_loop(config),
     }
     print(f"{'':<12}{'images/s':>12}{'ms/step':>10}   {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -64,9 +61,10 @@ def step_alone(run: Config, steps: int) -> float:
     return steps * run.batch_size / (time.perf_counter() - begun)
 
 
-def data_alone(run: Config, task: tasks.Task, loader: Loader, steps: int) -> float:
+def data_alone(run: Config, steps: int) -> float:
     """Return images per second of the pipeline, with nobody who waits for it but this loop."""
-    batches = iter(loader.train_batches(task.train_data, seed=run.seed, batch_size=run.batch_size, start=0))
+    parts = assemble(run)
+    batches = parts.loader.train_batches(parts.task.train_data, seed=run.seed, batch_size=run.batch_size, start=0)
     warm = run.loader["prefetch"] + 1  # what was made ahead must not count
     for _ in itertools.islice(batches, warm):
         pass

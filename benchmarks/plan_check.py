@@ -10,7 +10,6 @@ Linux only.
 
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from configs import mixer_b16
-from vit_jax_mixer import cli, specs, tasks
+from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.models import MODELS
 from vit_jax_mixer.plan import targets
@@ -26,7 +25,7 @@ from vit_jax_mixer.plan.compiled import Planned
 from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.plan.roofline import roofline
 from vit_jax_mixer.plan.this_machine import this_machine
-from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run.assemble import assemble
 
 _MODEL = flags.DEFINE_string("model", "Mixer-S/32", "A Mixer.")
 _IMAGES = flags.DEFINE_integer("images", 32, "Of a batch.", lower_bound=1)
@@ -63,15 +62,12 @@ def main(argv: list[str]) -> None:
 
 def measure(run: Config) -> tuple[float, float, float]:
     """Return the bytes of the arguments, the memory taken beside them, and the least time of a step."""
-    devices = parallel.create(run.parallel, jax.devices()[:1])
-    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    task = tasks.create(run)
-    new_state, one_step = step.of_run(run, task, optimizer, rate)
-    state = devices.put_state(new_state(*jax.jit(partial(task.init, step.init_key(run.seed)))()))
-    example = task.train_data.get(0, np.random.default_rng(0))
+    parts = assemble(run, jax.devices()[:1])
+    devices, state = parts.devices, parts.fresh_state()
+    example = parts.task.train_data.get(0, np.random.default_rng(0))
     batch = devices.put_batch({n: np.stack([np.asarray(x)] * run.batch_size) for n, x in example.items()})
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))
-    train_step = devices.train_step(one_step)
+    train_step = devices.train_step(parts.train_step)
     state, _ = jax.block_until_ready(train_step(state, batch))  # compiles
     times, peaks = [], []
     for _ in range(_STEPS.value):

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import json
 import math
-from contextlib import closing
 from functools import partial
 
 import jax
@@ -15,7 +14,7 @@ import pytest
 
 from configs import common, digits, mixer_b16, mnist
 from tests.helpers import ROOT, command
-from vit_jax_mixer import models, specs, tasks
+from vit_jax_mixer import models, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
@@ -23,10 +22,9 @@ from vit_jax_mixer.models import stacked
 from vit_jax_mixer.plan import estimate, report, targets
 from vit_jax_mixer.plan.compiled import Planned, _asked, devices_of
 from vit_jax_mixer.plan.data_shape import without_data
-from vit_jax_mixer.run import hardware, optim, parallel, step
-from vit_jax_mixer.run.checkpoint import Checkpoints
+from vit_jax_mixer.run import hardware
+from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.run.parallel import SMALLEST_SHARDED
-from vit_jax_mixer.train import start_state
 
 
 def run_of(config, **fields):
@@ -41,7 +39,7 @@ def small(**fields):
     )  # each more takes a second to compile
 
 
-def held_at_start_and_save(run, workdir):
+def held_at_start_and_save(run):
     """Return the bytes that the first device holds when a run's state has been placed, and when it is being saved."""
     moments = []
 
@@ -56,13 +54,10 @@ def held_at_start_and_save(run, workdir):
 
     gc.collect()
     held()
-    devices = parallel.create(run.parallel)
+    parts = assemble(run)
+    devices = parts.devices
     place, devices.put_state = devices.put_state, put_state
-    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    task = tasks.create(run)
-    new_state, _ = step.of_run(run, task, optimizer, rate)
-    with closing(Checkpoints(workdir, every=1, keep=1, best="")) as checkpoints:
-        state = start_state(task, new_state, devices, checkpoints, run.seed)
+    state = parts.fresh_state()
     unstacked = stacked.unstack(devices.saved_form(state))
     held()
     del unstacked
@@ -146,7 +141,7 @@ def test_the_plan_is_that_of_the_step_that_trains(parallel, tmp_path):
     assert sum(found.cost.flop.values()) == 2 * 256 * (2 * stem + 3 * 2 * block + 3 * head)
     # The gradients and, with fsdp, parameters are sent; activations, many times as large, never.
     assert 0.9 * sum(sizes) <= sum(message.sent for message in found.cost.collectives) <= 2.5 * sum(sizes)
-    fresh, saved = held_at_start_and_save(run, tmp_path)
+    fresh, saved = held_at_start_and_save(run)
     assert fresh == pytest.approx(found.memory.start, rel=1e-3)
     assert saved <= fresh
     with pytest.raises(UserError, match="nearest that is: 64"):

@@ -13,12 +13,13 @@ from flax import traverse_util
 
 from tests.helpers import assert_close, assert_same
 from tests.test_train import small
-from vit_jax_mixer import models, pretrained, specs, tasks, trained
+from vit_jax_mixer import models, pretrained, tasks, trained
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.models.layers import apply_blocks, embed_patches
 from vit_jax_mixer.models.mixer import MixerBlock
 from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.train import train_and_evaluate
 
@@ -288,11 +289,9 @@ def compiled_memory(**changes):
     sizes = dict(model__num_blocks=4, model__dropout_rate=0.0, batch_size=512, optim__optimizer="sgd()")
     config = small(**sizes, **changes)
     run = Config.of(config)
-    task, devices = tasks.create(run), parallel.create(run.parallel)
-    new_state, train_step = step.of_run(
-        run, task, *specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    )
-    state = devices.make(lambda: new_state(*task.init(jax.random.key(0))))
+    parts = assemble(run)
+    devices, train_step = parts.devices, parts.train_step
+    state = devices.make(lambda: parts.new_state(*parts.init()))
     batch = devices.put_batch({"image": np.zeros((512, 8, 8, 1), np.uint8), "label": np.zeros(512, np.int32)})
     analysis = devices.lower(train_step, state, batch).compile(parallel.COMPILER_OPTIONS).memory_analysis()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

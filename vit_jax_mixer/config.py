@@ -48,9 +48,9 @@ class Config:
         """How many steps may be skipped because something in them is not finite."""
         return specs.build({"stop": lambda: 0, "skip": _skip}, self.on_not_finite, "config.on_not_finite")
 
-    def evaluates_after(self, step: int) -> bool:
-        """Say whether there is an evaluation after ``step`` updates."""
-        return self.data.get("eval") != "" and (step % self.eval_every == 0 or step == self.steps)
+    def evaluates_after(self, step: int, every: int = 1) -> bool:
+        """Say whether there is an evaluation after ``step`` updates, and one of those that come ``every`` so many."""
+        return self.data.get("eval") != "" and (step % (self.eval_every * every) == 0 or step == self.steps)
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":

@@ -35,10 +35,12 @@ class Probe:
         name: of its metric.
         scores: learns from training features and yields the scores of test features, in order; a
             class that cannot be the answer has -inf.
+        every: it is tried in each so-many-th evaluation of a training, and in the last.
     """
 
     name: str
     scores: Scores
+    every: int = 1
 
 
 def parse(text: str, where: str) -> tuple[Probe, ...]:
@@ -93,7 +95,9 @@ def evaluate(
     return metrics
 
 
-def ridge(shots: specs.Count = 5, l2: Penalty = 1024.0, seed: Annotated[int, specs.Within(0)] = 0) -> Probe:
+def ridge(
+    shots: specs.Count = 5, l2: Penalty = 1024.0, seed: Annotated[int, specs.Within(0)] = 0, every: specs.Count = 1
+) -> Probe:
     """Few-shot linear regression in closed form, as the Mixer paper (arXiv 2105.01601, section 3) reports it.
 
     The regression is to the targets {-1, 1}^K (arXiv 2010.11929, section 4.1), of features that are
@@ -104,6 +108,7 @@ def ridge(shots: specs.Count = 5, l2: Penalty = 1024.0, seed: Annotated[int, spe
         l2: times the sum of squared weights is added to the sum of squared errors. The default is
             the fixed value of the public few-shot evaluations of the papers' authors (big_vision).
         seed: of the order.
+        every: see `Probe`.
     """
 
     def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int) -> Iterator[np.ndarray]:
@@ -119,15 +124,18 @@ def ridge(shots: specs.Count = 5, l2: Penalty = 1024.0, seed: Annotated[int, spe
         for block in _blocks(test, TEST_ROWS):
             yield model.predict(standardise(block.astype(np.float64))).reshape(-1, num_classes)
 
-    return Probe(f"ridge_{shots}shot", scores)
+    return Probe(f"ridge_{shots}shot", scores, every)
 
 
-def knn(k: specs.Count = 20, temperature: Annotated[float | None, specs.Within(1e-6, 1e6)] = 0.07) -> Probe:
+def knn(
+    k: specs.Count = 20, temperature: Annotated[float | None, specs.Within(1e-6, 1e6)] = 0.07, every: specs.Count = 1
+) -> Probe:
     """Weighted vote of the nearest neighbours by cosine similarity, as DINO's (arXiv 2104.14294, section 4.2).
 
     Args:
         k: neighbours, or all training examples where those are fewer.
         temperature: T of a neighbour's weight, exp(similarity / T); None for a weight of 1 each.
+        every: see `Probe`.
     """
 
     def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int) -> Iterator[np.ndarray]:
@@ -141,10 +149,10 @@ def knn(k: specs.Count = 20, temperature: Annotated[float | None, specs.Within(1
             np.add.at(votes, (np.arange(len(who))[:, None], labels[who]), weights)
             yield np.where(votes > 0, votes, -np.inf)
 
-    return Probe(f"knn_{k}", scores)
+    return Probe(f"knn_{k}", scores, every)
 
 
-def logistic(l2: Penalty = 1e-3, max_iter: specs.Count = 100) -> Probe:
+def logistic(l2: Penalty = 1e-3, max_iter: specs.Count = 100, every: specs.Count = 1) -> Probe:
     """Multinomial logistic regression of all training features, standardised, by L-BFGS on the first device.
 
     It holds the features f32[M, C] and a few arrays f32[M, K] there, and an iteration takes about
@@ -154,6 +162,7 @@ def logistic(l2: Penalty = 1e-3, max_iter: specs.Count = 100) -> Probe:
     Args:
         l2: half of it, times the sum of squared weights, is added to the mean cross-entropy.
         max_iter: iterations at most; fewer if the gradient's norm falls to 1e-4.
+        every: see `Probe`.
     """
 
     def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int) -> Iterator[np.ndarray]:
@@ -163,7 +172,7 @@ def logistic(l2: Penalty = 1e-3, max_iter: specs.Count = 100) -> Probe:
         weights, bias = jax.device_get(fitted)
         return (standardise(block) @ weights + bias for block in _blocks(test, TEST_ROWS))
 
-    return Probe("logistic", scores)
+    return Probe("logistic", scores, every)
 
 
 PROBES: Mapping[str, Callable[..., Probe]] = {"ridge": ridge, "knn": knn, "logistic": logistic}

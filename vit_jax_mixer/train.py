@@ -1,6 +1,5 @@
 """The train loop: the only one. What differs between ways of learning is a task."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Callable
@@ -13,20 +12,20 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import specs, tasks
+from vit_jax_mixer import specs
 from vit_jax_mixer.data import record
-from vit_jax_mixer.data.pipeline import Loader, Share, indices_of
+from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
-from vit_jax_mixer.run import hardware, optim, parallel, processes, step
+from vit_jax_mixer.run import hardware, parallel, processes, step
 from vit_jax_mixer.run import workdir as workdirs
+from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.run.evaluation import Evaluator, ahead
 from vit_jax_mixer.run.preemption import Interruption, Stopped
 from vit_jax_mixer.run.reports import Reports
 from vit_jax_mixer.run.trace import Trace
 from vit_jax_mixer.tasks import Task, TrainState
-from vit_jax_mixer.tasks.base import Tree
 
 
 def train_and_evaluate(
@@ -58,16 +57,12 @@ def train_and_evaluate(
     # --- From the config to the parts ---
     run = config_lib.Config.of(config)
     processes.check_same(repr(config), "the config")
-    devices = parallel.create(run.parallel)
-    parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps)
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
-    loader = specs.call(Loader, run.loader, "config.loader", share=Share.of_this_process())
-    optimizer, learning_rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-    task = tasks.create(run)
+    parts = assemble(run)
+    task, devices = parts.task, parts.devices
     data = record.of(task.train_data, task.eval_data)
     processes.check_same(json.dumps(data), "the record of the data", record.differences)
-    new_state, one_step = step.of_run(run, task, optimizer, learning_rate)
-    train_step = _traceable(one_step, run.parallel) if run.debug_nans else devices.train_step(one_step)
+    train_step = _traceable(parts) if run.debug_nans else devices.train_step(parts.train_step)
 
     with (
         jax.debug_nans(run.debug_nans),
@@ -81,7 +76,7 @@ def train_and_evaluate(
         processes.check_same(f"{start}", "the newest checkpoint")
         folder.check_begin(start, run.steps, start_anew=start_anew)
         same = not start or folder.is_of(config, data, change_config=change_config, change_data=change_data)
-        state = start_state(task, new_state, devices, checkpoints, run.seed)
+        state = parts.restored_state(checkpoints, start) if start else parts.fresh_state()
         if same or start < run.steps:  # what a finished run says of its model stays true
             folder.record(start, config, data, task.about())
 
@@ -92,16 +87,16 @@ def train_and_evaluate(
             for line in (checkpoints.set_aside, _summary(run, task, start, folder.path), *_remarks(task), trace.notice):
                 reports.line(line)
             skipped = Skipped(folder.path, jax.process_index(), reports.line)
-            evaluate = Evaluator(task, devices, run.eval_batch_size, loader, skipped, interruption.check)
+            evaluate = Evaluator(run, task, devices, parts.loader, skipped, interruption.check)
             if processes.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
                 try:
-                    scores = evaluate(state)
-                    checkpoints.score(start, scores)
-                    reports.evaluation(start, scores)
+                    if scores := evaluate(start, state):
+                        checkpoints.score(start, scores, whole=evaluate.is_whole(start))
+                        reports.evaluation(start, scores)
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
                     return state
-            batches = loader.train_batches(
+            batches = parts.loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
             ready = ahead(batches, devices.put_batch)
@@ -120,14 +115,15 @@ def train_and_evaluate(
                     if run.evaluates_after(number) and not stopped:
                         reports.catch_up()
                         try:
-                            scores = evaluate(state)
-                            reports.evaluation(number, scores)
+                            if scores := evaluate(number, state):
+                                reports.evaluation(number, scores)
                         except Stopped:
                             stopped = interruption.agreed(number)
                     last = bool(stopped) or number == run.steps
                     if scores or last or number % checkpoints.every == 0 or checkpoints.failed():
                         reports.catch_up()  # so that a state that is not finite is never saved
-                        reports.line(checkpoints.save(number, devices.saved_form(state), scores, last=last))
+                        how = dict(whole=evaluate.is_whole(number), last=last)
+                        reports.line(checkpoints.save(number, devices.saved_form(state), scores, **how))
                         folder.check_there()
                     if stopped:
                         reports.line(_stopped_line(stopped, number, run.steps, folder.path))
@@ -160,11 +156,11 @@ def _save_before(
         error.add_note(f"What was trained until step {done} is not saved: {second}")
 
 
-def _traceable(one_step: Callable[..., Any], how: str) -> Callable[..., Any]:
+def _traceable(parts: Parts) -> Callable[..., Any]:
     """Compile a step so that JAX can repeat it operation by operation, to find the one that makes a NaN."""
-    if how.startswith("pmap"):
+    if parts.run.parallel.startswith("pmap"):
         raise UserError("config.debug_nans needs config.parallel='jit'; change one.")
-    return jax.jit(partial(one_step, step.Across()))
+    return jax.jit(partial(parts.train_step, step.Across()))
 
 
 def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> Reports:
@@ -194,24 +190,6 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         skips=run.skips,
         on_not_finite=name_examples,
     )
-
-
-def start_state(
-    task: Task,
-    new_state: Callable[[Tree, Tree], TrainState],
-    devices: parallel.Parallel,
-    checkpoints: Checkpoints,
-    seed: int,
-) -> TrainState:
-    """Return the newest checkpoint's state, or else a fresh (or pretrained) one, on the devices."""
-    init = partial(task.init, step.init_key(seed))
-    latest = checkpoints.latest()
-    if latest is None:
-        state = devices.make(new_state, *task.load(*devices.make(init)))
-    else:
-        like = jax.eval_shape(lambda: new_state(*init()))
-        state = checkpoints.restore(latest, like, devices.saved_sharding)
-    return devices.put_state(dataclasses.replace(state, frozen=task.frozen()))
 
 
 def _check_best(best: str, task: Task) -> None:

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import specs, tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import SKIPPED
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
 from vit_jax_mixer.plan.targets import Target
-from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.tasks.base import Tree
 
 # libtpu is to compile and no more: neither look for the machine's own TPUs nor keep others from them.
@@ -89,17 +89,12 @@ class Planned:
             UserError: what training would say of the config, as that the chips do not divide its batch, or
                 libtpu is missing.
         """
-        parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps, target.count)
         self.run = run
         self.target = target
-        self._devices = devices_of(target)
-        self._parallel = parallel.create(run.parallel, self._devices)
-        optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
-        task = tasks.create(run)
-        new_state, self._step = step.of_run(run, task, optimizer, rate)
-        state = jax.eval_shape(lambda: new_state(*task.init(step.init_key(run.seed))))
-        self._state = dataclasses.replace(state, frozen=task.frozen_shapes())
-        example = task.train_data.get(0, np.random.default_rng(0))
+        parts = assemble(run, devices_of(target))
+        self._parallel, self._step = parts.devices, parts.train_step
+        self._state = dataclasses.replace(parts.shapes(), frozen=parts.task.frozen_shapes())
+        example = parts.task.train_data.get(0, np.random.default_rng(0))
         self._example = {name: np.asarray(value) for name, value in example.items() if name != SKIPPED}
 
     def compile(self, batch_size: int) -> Compiled:

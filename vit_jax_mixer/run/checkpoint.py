@@ -88,12 +88,13 @@ class Checkpoints:
         """Return the newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def score(self, step: int, scores: best_lib.Scores) -> None:
+    def score(self, step: int, scores: best_lib.Scores, *, whole: bool = True) -> None:
         """Add the scores of a checkpoint whose evaluation came after it, as one that is made up for.
 
         Args:
             step: a checkpoint that there is.
             scores: of the evaluation.
+            whole: whether that left nothing out; else ``best`` may not have been due.
 
         Raises:
             UserError: they cannot be written, or ``best`` is none of them.
@@ -102,18 +103,23 @@ class Checkpoints:
         if jax.process_index() == 0:
             with writing(self._folder):
                 best_lib.write(self._folder / str(step), scores)
-        self._check_best(scores)
+        self._check_best(scores, whole)
 
     def conclusion(self) -> str:
         """Return which step is the best, and its score; '' where none has one."""
         step = best_lib.step(self._scores, self._best)
         return "" if step is None else f"step {step} is the best, {self.best} {self._scores[step][self.best]:.4g}; "
 
-    def _check_best(self, scores: best_lib.Scores) -> None:
-        if scores and self.best and self.best not in scores:
+    def _check_best(self, scores: best_lib.Scores, whole: bool) -> None:
+        if self._lacks_best(scores, whole):
             raise UserError(f"config.checkpoint.best: {self.best!r} is no metric{suggest(self.best, scores)}")
 
-    def save(self, step: int, state: TrainState, metrics: Mapping[str, float], *, last: bool = False) -> str:
+    def _lacks_best(self, scores: best_lib.Scores, whole: bool) -> bool:
+        return bool(whole and scores and self.best and self.best not in scores)
+
+    def save(
+        self, step: int, state: TrainState, metrics: Mapping[str, float], *, whole: bool = True, last: bool = False
+    ) -> str:
         """Begin to write a checkpoint; returns once the state is copied from the devices.
 
         A save that fails, as on a full disk, is made up for by the next (see `failed`), which is then
@@ -123,6 +129,7 @@ class Checkpoints:
             step: its number.
             state: what is saved.
             metrics: of an evaluation, if there was one.
+            whole: whether that left nothing out; else ``best`` may not have been due.
             last: wait until it is written.
 
         Returns:
@@ -132,9 +139,9 @@ class Checkpoints:
             UserError: it fails, and so did the one before or it is the last; or there are metrics, but
                 ``best`` is none of them, in which case the checkpoint is written.
         """
-        if metrics and self.best and self.best not in metrics:
+        if self._lacks_best(metrics, whole):
             self._must_save(step, state, metrics)
-            self._check_best(metrics)
+            self._check_best(metrics, whole)
         before = self._settle() or self._failing
         error = (before if jax.process_count() > 1 else "") or self._begin(step, state, metrics)
         if not (before or error or last):
@@ -232,20 +239,7 @@ class Checkpoints:
         Raises:
             UserError: it holds other arrays; the sentence names the first, with both shapes.
         """
-        wanted = _saved(like)
-        found = _shapes(self._manager.item_metadata(step))
-        can_hold = wanted | {"ema": wanted["params"], "skipped": jax.ShapeDtypeStruct((), np.int32)}
-        absent = [name for name in _OPTIONAL if not any(path.split("/")[0] == name for path in found)]
-        held = can_hold | dict.fromkeys(absent, ())
-        target = jax.eval_shape(stacked.unstack, held)
-        _check(found, _shapes(target), step)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), target)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        state = stacked.stack(restored, held)
-        begun = {"ema": state["params"], "skipped": np.zeros((), np.int32)}
-        for name in _OPTIONAL:
-            state[name] = (begun[name] if name in absent else state[name]) if jax.tree.leaves(wanted[name]) else ()
-        return dataclasses.replace(like, **state)
+        return read(self._folder / str(step), like, sharding)
 
     def close(self) -> None:
         """Wait until what was begun is complete.
@@ -261,6 +255,26 @@ class Checkpoints:
         self._delete()
         if error:
             raise UserError(f"cannot write checkpoint {self._writing} to {self._folder} ({error}); make room.")
+
+
+def read(folder: Path, like: TrainState, sharding: Callable[[Any], jax.sharding.Sharding]) -> TrainState:
+    """Read the checkpoint in a folder, which is left as it is; see `Checkpoints.restore`."""
+    handler = ocp.StandardCheckpointHandler()
+    arrays = for_orbax(folder / "default")
+    wanted = _saved(like)
+    found = _shapes(handler.metadata(arrays))
+    can_hold = wanted | {"ema": wanted["params"], "skipped": jax.ShapeDtypeStruct((), np.int32)}
+    absent = [name for name in _OPTIONAL if not any(path.split("/")[0] == name for path in found)]
+    held = can_hold | dict.fromkeys(absent, ())
+    target = jax.eval_shape(stacked.unstack, held)
+    _check(found, _shapes(target), folder.name)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), target)
+    restored = handler.restore(arrays, args=ocp.args.StandardRestore(target))
+    state = stacked.stack(restored, held)
+    begun = {"ema": state["params"], "skipped": np.zeros((), np.int32)}
+    for name in _OPTIONAL:
+        state[name] = (begun[name] if name in absent else state[name]) if jax.tree.leaves(wanted[name]) else ()
+    return dataclasses.replace(like, **state)
 
 
 def _reason(error: Exception) -> str:
@@ -279,7 +293,7 @@ def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], step: int) -> None:
+def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], step: str) -> None:
     # Parameters first: the optimizer's copies of them say less.
     for name in sorted(found.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
         if found.get(name) != expected.get(name):

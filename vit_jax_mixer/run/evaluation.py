@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import jax
 
+from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader, OnSkipped
-from vit_jax_mixer.run import parallel, step
+from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run import step as step_lib
 from vit_jax_mixer.tasks import Task, TrainState
 
 T = TypeVar("T")
@@ -20,34 +22,51 @@ class Evaluator:
 
     def __init__(
         self,
+        run: Config,
         task: Task,
         devices: parallel.Parallel,
-        batch_size: int,
         loader: Loader,
         on_skipped: OnSkipped,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what it needs; ``check`` is called before each batch, and may raise to end an evaluation."""
+        if unknown := task.every.keys() - task.eval_data.keys():
+            raise ValueError(f"{type(task).__name__}.every names {sorted(unknown)}, which are none of its eval_data")
+        self._run = run
         self._task = task
         self._devices = devices
-        self._batch_size = batch_size
         self._loader = loader
         self._on_skipped = on_skipped
         self._check = check
-        self._step = devices.eval_step(partial(step.eval_step, task))
+        self._step = devices.eval_step(partial(step_lib.eval_step, task))
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Return the task's metrics for a state, and those of its running mean as NAME_ema if it has one."""
-        scores = self._scores(state)
+    def is_whole(self, step: int) -> bool:
+        """Say whether the evaluation after ``step`` updates leaves nothing out."""
+        return all(self._is_due(name, step) for name in self._task.eval_data)
+
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
+        """Return the task's metrics for the state after ``step`` updates, {} where no dataset is due.
+
+        Those of its running mean, if it has one, are there as NAME_ema.
+        """
+        if not any(self._is_due(name, step) for name in self._task.eval_data):
+            return {}
+        scores = self._scores(step, state)
         if jax.tree.leaves(state.ema):
-            of_mean = self._scores(dataclasses.replace(state, params=state.ema))
+            of_mean = self._scores(step, dataclasses.replace(state, params=state.ema))
             scores |= {f"{name}_ema": value for name, value in of_mean.items()}
         return scores
 
-    def _scores(self, state: TrainState) -> dict[str, float]:
+    def _is_due(self, name: str, step: int) -> bool:
+        return self._run.evaluates_after(step, self._task.every.get(name, 1))
+
+    def _scores(self, step: int, state: TrainState) -> dict[str, float]:
         def outputs(name: str) -> Iterator[dict[str, Any]]:
+            dataset = self._task.eval_data[name]
+            if not self._is_due(name, step):
+                return
             batches = self._loader.eval_batches(
-                self._task.eval_data[name], batch_size=self._batch_size, on_skipped=self._on_skipped
+                dataset, batch_size=self._run.eval_batch_size, on_skipped=self._on_skipped
             )
 
             def begin(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -56,10 +57,12 @@ class Task(abc.ABC):
     Attributes:
         train_data: examples of training, with their augmentation.
         eval_data: the datasets that `evaluate` may ask for, by name.
+        every: of these, those that are read in some evaluations alone: each so many, and the last.
     """
 
     train_data: Dataset
     eval_data: Mapping[str, Dataset]
+    every: Mapping[str, int] = MappingProxyType({})
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
@@ -110,6 +113,7 @@ class Task(abc.ABC):
         """Return metrics by name, as 'test/accuracy'.
 
         ``outputs(name)`` runs `eval_step` over ``eval_data[name]`` and yields its arrays on the
-        host, batch by batch; each example occurs in exactly one of them, padding in none.
+        host, batch by batch; each example occurs in exactly one of them, padding in none. Of a
+        dataset that is not due in this evaluation it yields none, and its metrics are left out.
         Names begin with that of the dataset and a slash.
         """

@@ -198,13 +198,15 @@ class Classification(Task):
         self.init_resize = init_resize
         self._about = about
         self._loss = specs.lookup(LOSSES, loss, "config.task.loss")
-        self._probes: tuple[probes.Probe, ...] = ()
+        self._probes: dict[str, tuple[probes.Probe, ...]] = {}  # by the dataset that they learn from
 
     def probe(self, probing: tuple[probes.Probe, ...], examples: int) -> None:
-        """Let each evaluation try these probes, which learn from so many training examples, not augmented."""
-        self._probes = probing
+        """Let evaluations try these probes, which learn from so many training examples, not augmented."""
         of_training = dataclasses.replace(self.data.plain, source=probes.sample(self.data.train.source, examples))
-        self.eval_data = {**self.eval_data, PROBE_DATA: of_training}
+        rhythms = {f"{PROBE_DATA}, every {n}" if n > 1 else PROBE_DATA: n for n in sorted({p.every for p in probing})}
+        self._probes = {name: tuple(p for p in probing if p.every == every) for name, every in rhythms.items()}
+        self.eval_data = {**self.eval_data, **dict.fromkeys(rhythms, of_training)}
+        self.every = rhythms
 
     def about(self) -> About:
         return self._about
@@ -260,15 +262,15 @@ class Classification(Task):
         """Return SPLIT/loss and SPLIT/accuracy, means over the split, and SPLIT/PROBE of each probe."""
 
         def rows(name: str) -> dict[str, np.ndarray]:
-            batches = list(outputs(name))
-            return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+            batches = list(outputs(name))  # none, where probes are not due
+            return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
 
         split = self.data.eval_split
         test = rows(split)
         metrics = {name: float(np.mean(test[name], dtype=np.float64)) for name in ("loss", "accuracy")}
-        if self._probes:
-            train = rows(PROBE_DATA)
-            metrics |= probes.evaluate(
-                self._probes, train["features"], train["label"], test["features"], test["label"], self.data.num_classes
-            )
+        for name, chosen in self._probes.items():
+            if train := rows(name):
+                metrics |= probes.evaluate(
+                    chosen, train["features"], train["label"], test["features"], test["label"], self.data.num_classes
+                )
         return {f"{split}/{name}": value for name, value in metrics.items()}
