@@ -21,7 +21,8 @@ from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import optim, parallel, step
-from vit_jax_mixer.tasks.classification import Classification, Labelled
+from vit_jax_mixer.tasks.classification import Classification
+from vit_jax_mixer.tasks.images import Pictures
 from vit_jax_mixer.train import train_and_evaluate
 
 
@@ -245,7 +246,7 @@ def test_the_first_nan_is_found_where_it_is_made(tmp_path):
 
 
 def test_any_error_in_an_example_loses_nothing_that_was_trained(tmp_path, monkeypatch):
-    found = Labelled.__call__
+    found = Pictures.__call__
     seen = []
 
     def fails(self, example, rng):
@@ -257,7 +258,7 @@ def test_any_error_in_an_example_loses_nothing_that_was_trained(tmp_path, monkey
     config = small(loader__threads=0, loader__prefetch=0, checkpoint__every=100, eval_every=100)
     whole = saved_part(train_and_evaluate(config, tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(Labelled, "__call__", fails)
+        patch.setattr(Pictures, "__call__", fails)
         with pytest.raises(ZeroDivisionError, match="a bug in an operation"):
             train_and_evaluate(config, tmp_path / "run")
     steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdecimal()]

@@ -18,7 +18,7 @@ from vit_jax_mixer.data.sources.files import Files
 from vit_jax_mixer.data.sources.layout import IMAGE_SUFFIXES, is_system
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.run import inference
-from vit_jax_mixer.tasks.classification import Labelled
+from vit_jax_mixer.tasks.images import labelled
 from vit_jax_mixer.trained import Trained
 
 
@@ -69,7 +69,7 @@ def predict(
         return rows
 
     files = Files.of("", [(path, place) for place, path in enumerate(paths)])
-    dataset = PassingOver(Source(files, (), files.where), Labelled(inference.fitting(trained), np.arange(len(paths))))
+    dataset = PassingOver(Source(files, (), files.where), labelled(inference.fitting(trained), np.arange(len(paths))))
     bad: set[int] = set()
 
     def skip(dataset: Dataset, index: int) -> None:

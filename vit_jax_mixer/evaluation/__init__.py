@@ -13,7 +13,8 @@ from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.evaluation import labels, scores
 from vit_jax_mixer.run.inference import Inference, Outputs, class_names, fitting
-from vit_jax_mixer.tasks.classification import LOSSES, Labelled
+from vit_jax_mixer.tasks.classification import LOSSES
+from vit_jax_mixer.tasks.images import labelled
 from vit_jax_mixer.trained import Trained
 
 
@@ -74,7 +75,7 @@ def evaluate(
     if not source.class_names:
         raise UserError(f"{where} has no class labels, which an evaluation needs; choose another dataset.")
     classes, matched = labels.match(source.class_names, trained.about.class_names, num_classes, where, by_number)
-    dataset = Dataset(source, Labelled(fitting(trained), classes), skip_bad=skip_bad)
+    dataset = Dataset(source, labelled(fitting(trained), classes), skip_bad=skip_bad)
     skipped: dict[int, str] = {}
 
     def skip(dataset: Dataset, index: int) -> None:

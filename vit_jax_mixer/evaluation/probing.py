@@ -10,7 +10,7 @@ from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.inference import Inference, fitting
-from vit_jax_mixer.tasks.classification import Labelled
+from vit_jax_mixer.tasks.images import labelled
 from vit_jax_mixer.trained import Trained
 
 
@@ -60,7 +60,7 @@ def probe(
     inference = Inference(trained, outputs, batch_size)
 
     def of(source: Source, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        dataset = Dataset(source, Labelled(fitting(trained), labels), skip_bad=skip_bad)
+        dataset = Dataset(source, labelled(fitting(trained), labels), skip_bad=skip_bad)
         parts = list(inference.rows(dataset, Loader(-1, -1, 2), skip))
         return np.concatenate([part["features"] for part in parts]), np.concatenate([part["labels"] for part in parts])
 

@@ -1,4 +1,4 @@
-"""What can be learnt: each file here but `base` is a task of that name."""
+"""What can be learnt: each file here but `base` and `images` is a task of that name."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ __all__ = ["Aux", "Task", "TrainState", "create", "creator", "list_tasks"]
 
 def list_tasks() -> list[str]:
     """Return the names that `create` knows."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "images")]
 
 
 def create(run: Config) -> Task:

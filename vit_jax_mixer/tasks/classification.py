@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import classes, models, pretrained, probes, specs
+from vit_jax_mixer import models, pretrained, probes, specs
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data import images
-from vit_jax_mixer.data.pipeline import Dataset, field
-from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
+from vit_jax_mixer.tasks.images import ImageData, image_data, of_any_image
 from vit_jax_mixer.trained import About
 
 # (logits f32[B, K], targets f32[B, K]) -> f32[B]
@@ -37,11 +35,7 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
     probing = probes.parse(probe, "config.task.probe")
     if probe_examples < 1:
         raise UserError(f"config.task.probe_examples is {probe_examples}; it must be 1 or more.")
-    data = specs.call(ImageData, run.data, "config.data")
-    if run.batch_size % data.train.views:
-        raise UserError(
-            f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
-        )
+    data = image_data(run)
     if probing and data.eval is None:
         raise UserError("config.task.probe is tried in evaluations, but config.data.eval is ''; set one of the two.")
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
@@ -58,122 +52,6 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
     if probing:
         task.probe(probing, probe_examples)
     return task
-
-
-class ImageData:
-    """Labelled images for training and evaluation, all of one size.
-
-    Attributes:
-        class_names: those of the training split.
-        num_classes: K, how many there are.
-        train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented.
-        eval: the same for evaluation; its labels are those of the training split, by the names of the classes. None
-            for a run without.
-        plain: examples of training, as those of evaluation are made.
-        eval_split: the name of the evaluation split.
-        train_ops: what is done to a training image on the host and on the device.
-        eval_ops: the same for evaluation.
-        shape: (h, w, c) of an image.
-    """
-
-    def __init__(
-        self, source: str, train: str, eval: str, train_ops: str, eval_ops: str, views: int, on_bad_example: str
-    ) -> None:
-        """Take ``config.data``; ``configs/common.py`` says what each field is.
-
-        Raises:
-            UserError: an unknown source, split or operation, labels without names, or operations
-                that give training and evaluation images of different sizes.
-        """
-        if views < 1:
-            raise UserError(f"config.data.views is {views}; it must be 1 or more.")
-        skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
-        train_source = open_source(source, train, skip_bad)
-        eval_source = open_source(source, eval, skip_bad) if eval else None
-        self.class_names = train_source.class_names
-        self.num_classes = len(self.class_names)
-        if not self.num_classes:
-            raise UserError(f"{source} has no class labels, which classification needs; choose another dataset.")
-        self.train_ops = images.parse(train_ops, "config.data.train_ops")
-        self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
-        classes.check_distinct(self.class_names, source)
-        own = np.arange(self.num_classes, dtype=np.int32)
-        self.train = Dataset(train_source, Labelled(self.train_ops, own), views, skip_bad)
-        self.plain = Dataset(train_source, Labelled(self.eval_ops, own), skip_bad=skip_bad)
-        self.eval = None
-        if eval_source is not None:
-            matched = classes.match(eval_source.class_names, self.class_names, f"{source} {eval}", f"{train}'s")
-            self.eval = Dataset(eval_source, Labelled(self.eval_ops, matched), skip_bad=skip_bad)
-        self.eval_split = eval
-        self.shape = _shape("train", self.train, self.train_ops, self.num_classes)
-        eval_shape = _shape("eval", self.plain if self.eval is None else self.eval, self.eval_ops)
-        if self.shape != eval_shape:
-            raise UserError(
-                f"config.data.train_ops gives images of shape {self.shape}, eval_ops of {eval_shape}; "
-                "a Mixer reads one size: make them equal."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """From a source's example to {'image': u8[h, w, c], 'label': i32[]}; worker processes get a copy.
-
-    Attributes:
-        ops: what is done to the image.
-        classes: i32[J], the class for each label of the source.
-    """
-
-    ops: images.HostOp
-    classes: np.ndarray
-
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        label = int(field(example, "label"))
-        if not 0 <= label < len(self.classes):
-            raise UserError(f"its label is {label}, not from 0 to {len(self.classes) - 1}; name a labelled split.")
-        return {"image": self.ops(field(example, "image"), rng), "label": np.int32(self.classes[label])}
-
-
-def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
-    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
-
-    An evaluation needs no resizing where all images have one size; those that people ask about have others.
-    """
-    height, width, channels = shape
-    parts = eval_ops.split("|")
-    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
-        parts.insert(0, f"decode({channels})")
-    size = f"resize({height})" if height == width else f"resize({height}, {width})"
-    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
-        if _gives(tried, shape):
-            return tried
-    return eval_ops
-
-
-def _gives(ops: str, shape: tuple[int, ...]) -> bool:
-    """Say whether operations bring a larger image to a shape."""
-    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
-    try:
-        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
-    except Exception:  # of an operation that reads one size, and which the data's own images have passed
-        return False
-
-
-def _shape(name: str, dataset: Dataset, ops: images.Ops, num_classes: int = 0) -> tuple[int, ...]:
-    """Try the operations on the first example, so that what is wrong with them is said at once.
-
-    With ``num_classes``, they are those of training: there are targets and random draws.
-    """
-    try:
-        image = dataset.get(0, np.random.default_rng(0))["image"]
-        batch = jax.ShapeDtypeStruct((2, *image.shape), image.dtype)
-        training = (jax.ShapeDtypeStruct((2, num_classes), jnp.float32), jax.random.key(0)) if num_classes else ()
-        jax.eval_shape(ops.on_device, batch, *training)
-    except UserError as error:
-        # The data's own sentence says where; one of the operations does not know its field.
-        raise UserError(f"config.data.{name}_ops, on the first example: {error}") from error
-    if not ops.scales:
-        raise UserError(f"config.data.{name}_ops gives bytes of 0 to 255; end it with value_range(-1, 1).")
-    return image.shape
 
 
 class Classification(Task):

@@ -1,0 +1,202 @@
+"""Images that tasks learn from: with or without labels, whole or in crops, of one size or of several."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax_mixer import classes, specs
+from vit_jax_mixer.config import Config
+from vit_jax_mixer.data import images
+from vit_jax_mixer.data.pipeline import Dataset, field
+from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Several images made of one, each with draws of its own: u8[count, h, w, c]; worker processes get a copy.
+
+    Attributes:
+        ops: what is done to each, as `images.parse` gives it.
+        count: how many there are.
+    """
+
+    ops: images.Ops
+    count: int
+
+    def __call__(self, image: images.Encoded, rng: np.random.Generator) -> np.ndarray:
+        return np.stack([self.ops(image, rng) for _ in range(self.count)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """From a source's example to images and, where there are classes, a label; worker processes get a copy.
+
+    Attributes:
+        ops: makes the image of each field, {'image': u8[h, w, c]}, or the crops, u8[n, h, w, c].
+        classes: i32[J], the class for each label of the source; None for examples without 'label'.
+    """
+
+    ops: Mapping[str, images.HostOp]
+    classes: np.ndarray | None = None
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        label = {}
+        if self.classes is not None:
+            number = int(field(example, "label"))
+            if not 0 <= number < len(self.classes):
+                raise UserError(f"its label is {number}, not from 0 to {len(self.classes) - 1}; name a labelled split.")
+            label = {"label": np.int32(self.classes[number])}
+        return {name: op(field(example, "image"), rng) for name, op in self.ops.items()} | label
+
+
+def labelled(ops: images.HostOp, classes: np.ndarray) -> Pictures:
+    """Return what makes {'image': u8[h, w, c], 'label': i32[]} of an example."""
+    return Pictures({"image": ops}, classes)
+
+
+def image_data(run: Config, *, labels: bool = True, crops: Mapping[str, Crops] | None = None) -> "ImageData":
+    """Open the images of ``config.data`` for a task.
+
+    Args:
+        run: the config.
+        labels: whether the task learns from labels. Else training examples have none, and those for
+            evaluation where the data have classes.
+        crops: the fields of a training example, in the place of 'image' by ``config.data.train_ops``.
+    """
+    data = specs.call(ImageData, run.data, "config.data", labels=labels, crops=crops or {})
+    if run.batch_size % data.train.views:
+        raise UserError(
+            f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
+        )
+    return data
+
+
+class ImageData:
+    """Images for training and evaluation.
+
+    Attributes:
+        class_names: those of the training split.
+        num_classes: K, how many there are; 0 of data without labels.
+        train: examples {'image': u8[h, w, c], 'label': i32[]}, augmented; or with crops, and without label.
+        eval: the same for evaluation; its labels are those of the training split, by the names of the classes. None
+            for a run without.
+        plain: examples of training, as those of evaluation are made.
+        eval_split: the name of the evaluation split.
+        train_ops: what is done to a training image on the host and on the device.
+        eval_ops: the same for evaluation.
+        shape: (h, w, c) of an image.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        train: str,
+        eval: str,
+        train_ops: str,
+        eval_ops: str,
+        views: int,
+        on_bad_example: str,
+        *,
+        labels: bool = True,
+        crops: Mapping[str, Crops] | None = None,
+    ) -> None:
+        """Take ``config.data``; ``configs/common.py`` says what each field is, `image_data` the rest.
+
+        Raises:
+            UserError: an unknown source, split or operation, labels without names, or operations
+                that give training and evaluation images of different sizes.
+        """
+        if views < 1:
+            raise UserError(f"config.data.views is {views}; it must be 1 or more.")
+        skip_bad = specs.lookup({"stop": False, "skip": True}, on_bad_example, "config.data.on_bad_example")
+        train_source = open_source(source, train, skip_bad)
+        eval_source = open_source(source, eval, skip_bad) if eval else None
+        self.class_names = train_source.class_names
+        self.num_classes = len(self.class_names)
+        if labels and not self.num_classes:
+            raise UserError(f"{source} has no class labels, which the task needs; choose another dataset.")
+        self.train_ops = images.parse(train_ops, "config.data.train_ops")
+        self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
+        classes.check_distinct(self.class_names, source)
+        own = np.arange(self.num_classes, dtype=np.int32) if self.num_classes else None
+        fields: Mapping[str, images.HostOp] = crops or {"image": self.train_ops}
+        self.train = Dataset(train_source, Pictures(fields, own if labels else None), views, skip_bad)
+        self.plain = Dataset(train_source, Pictures({"image": self.eval_ops}, own), skip_bad=skip_bad)
+        self.eval = None
+        if eval_source is not None:
+            matched = None
+            if labels or (self.num_classes and eval_source.class_names):
+                matched = classes.match(eval_source.class_names, self.class_names, f"{source} {eval}", f"{train}'s")
+            self.eval = Dataset(eval_source, Pictures({"image": self.eval_ops}, matched), skip_bad=skip_bad)
+        self.eval_split = eval
+        targets = self.num_classes if labels else None
+        for name, crop in (crops or {}).items():
+            _shape(f"the crops {name!r}", self.train, name, crop.ops, training=True, targets=targets)
+        whole = None if crops else _shape("train", self.train, "image", self.train_ops, training=True, targets=targets)
+        self.shape = _shape("eval", self.plain if self.eval is None else self.eval, "image", self.eval_ops)
+        if whole and whole != self.shape:
+            raise UserError(
+                f"config.data.train_ops gives images of shape {whole}, eval_ops of {self.shape}; "
+                "a Mixer reads one size: make them equal."
+            )
+
+
+def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
+    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
+
+    An evaluation needs no resizing where all images have one size; those that people ask about have others.
+    """
+    height, width, channels = shape
+    parts = eval_ops.split("|")
+    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
+        parts.insert(0, f"decode({channels})")
+    size = f"resize({height})" if height == width else f"resize({height}, {width})"
+    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
+        if _gives(tried, shape):
+            return tried
+    return eval_ops
+
+
+def _gives(ops: str, shape: tuple[int, ...]) -> bool:
+    """Say whether operations bring a larger image to a shape."""
+    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
+    try:
+        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
+    except Exception:  # of an operation that reads one size, and which the data's own images have passed
+        return False
+
+
+def _shape(
+    name: str, dataset: Dataset, of: str, ops: images.Ops, *, training: bool = False, targets: int | None = None
+) -> tuple[int, int, int]:
+    """Try the operations on the first example, so that what is wrong with them is said at once.
+
+    Args:
+        name: of the field of ``config.data``, without its end, or what else they are called.
+        dataset: whose example is tried.
+        of: the field of the example.
+        ops: what its images are made with.
+        training: whether there are random draws.
+        targets: K, whether there are targets f32[B, K].
+
+    Returns:
+        (h, w, c) of an image.
+    """
+    where = f"config.data.{name}_ops" if name in ("train", "eval") else name
+    try:
+        image = dataset.get(0, np.random.default_rng(0))[of]
+        height, width, channels = image.shape[-3:]
+        batch = jax.ShapeDtypeStruct((2, height, width, channels), image.dtype)
+        learnt = None if targets is None else jax.ShapeDtypeStruct((2, targets), jnp.float32)
+        jax.eval_shape(ops.on_device, batch, learnt, jax.random.key(0) if training else None)
+    except UserError as error:
+        # The data's own sentence says where; one of the operations does not know its field.
+        raise UserError(f"{where}, on the first example: {error}") from error
+    if not ops.scales:
+        raise UserError(f"{where} gives bytes of 0 to 255; end it with value_range(-1, 1).")
+    return height, width, channels
