@@ -17,7 +17,8 @@ from tests.helpers import assert_one_sentence, command
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.evaluation import confusion, evaluate, labels, report, scores
+from vit_jax_mixer.evaluation import evaluate
+from vit_jax_mixer.predictors.classification import confusion, labels, scores
 from vit_jax_mixer.pretrained import class_names, formats
 from vit_jax_mixer.trained import open_model
 
@@ -148,7 +149,7 @@ def test_some_of_the_classes_in_another_order(trained, tmp_path):
     assert pairs(found) == [pair for pair in pairs(whole) if pair[0] in (1, 3, 8)]
     assert len(found.labels) == of_them.sum()
 
-    files = report.write(tmp_path, found, {"model": "m"})
+    files = found.write(tmp_path, {"model": "m"})
     assert [row[:2] for row in table(tmp_path / "per_class.csv")[1:]] == [["1", "1"], ["3", "3"], ["8", "8"]]
     matrix = table(tmp_path / "confusion.csv")
     assert set(matrix[0][1:]) == {str(k) for k in {1, 3, 8, *found.predictions.tolist()}}
@@ -163,7 +164,7 @@ def test_other_names_are_matched_by_number_only_where_that_is_asked_for(trained,
         evaluated(trained, name, "all")
     found = evaluated(trained, name, "all", by_number=True)
     assert found.matched == "classes are matched by number, as --by_number says."
-    assert found.matched in report.lines(found)
+    assert found.matched in found.lines()
 
 
 def test_bad_images_stop_or_are_left_out_by_name(trained, tmp_path):
@@ -180,7 +181,7 @@ def test_bad_images_stop_or_are_left_out_by_name(trained, tmp_path):
         assert len(found.skipped) == 1
         assert found.skipped[0].startswith(f"{tmp_path}/3/bad.png: it cannot be decoded")
     assert told == [found.skipped[0]] * 2
-    assert "  skipped images      1" in report.lines(found)
+    assert "  skipped images      1" in found.lines()
 
 
 def test_what_cannot_be_evaluated_is_told(trained, digits_run, tmp_path):
@@ -320,7 +321,7 @@ def test_a_matrix_of_too_many_classes_is_a_list(tmp_path, trained):
         predictions=np.full(2100, 7, np.int32),
     )
     (tmp_path / "confusion.png").touch()
-    assert report.write(tmp_path, found, {}) == ["metrics.json", "per_class.csv", "confusion.csv"]
+    assert found.write(tmp_path, {}) == ["metrics.json", "per_class.csv", "confusion.csv"]
     assert not (tmp_path / "confusion.png").exists()
     rows = table(tmp_path / "confusion.csv")
     assert rows[:2] == [["true", "predicted", "count"], ["c0", "c7", "1"]]

@@ -16,14 +16,14 @@ import onnxruntime
 import pytest
 
 from tests.helpers import DATA, assert_close, assert_one_sentence, assert_same, command
-from vit_jax_mixer import models, pretrained
+from vit_jax_mixer import models, predictors, pretrained
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.export import card as card_lib
 from vit_jax_mixer.export import files, onnx_graph
 from vit_jax_mixer.export.writing import export
 from vit_jax_mixer.models import resmlp
 from vit_jax_mixer.pretrained import formats
-from vit_jax_mixer.trained import About, open_model
+from vit_jax_mixer.trained import open_model
 
 FAMILIES = {
     "mixer": "mixer_tiny_params.npz",  # GELU by tanh
@@ -57,7 +57,7 @@ def workdir(digits_run, tmp_path_factory):
     """A run that computes in bfloat16, one block after another."""
     workdir = tmp_path_factory.mktemp("runs") / "digits"
     shutil.copytree(digits_run, workdir)
-    about = About.read(workdir)
+    about = predictors.read(workdir)
     dataclasses.replace(about, model={**about.model, "dtype": "bfloat16", "scan": True, "remat": True}).write(workdir)
     return workdir
 
@@ -330,7 +330,7 @@ def test_what_others_wrote_reaches_the_card_as_words(workdir, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     evil = "<script>x</script>\n# Title\n[click](javascript:x) | `cell` *bold* \x1b[2J\u202e caf\udce9"
-    dataclasses.replace(About.read(run), source=evil, licence=evil).write(run)
+    dataclasses.replace(predictors.read(run), source=evil, licence=evil).write(run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "init_from": f"{evil}\n```\n<b>"}))
     export(str(run), tmp_path / "out", formats=["safetensors"])

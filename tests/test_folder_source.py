@@ -13,7 +13,7 @@ from tests.helpers import environment
 from tests.test_sources import pixels, write_image
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.predictions import find_images
+from vit_jax_mixer.predictors.image_files import find_images
 
 
 def items(source):

@@ -11,13 +11,19 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.helpers import assert_one_sentence, command
-from vit_jax_mixer import pretrained
+from vit_jax_mixer import predictions, pretrained
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.predictions import Prediction, as_json, as_text, find_images, predict, save_features
+from vit_jax_mixer.predict import as_json
+from vit_jax_mixer.predictions import save_features
+from vit_jax_mixer.predictors.image_files import find_images
+from vit_jax_mixer.predictors.images import Prediction, of_any_image
 from vit_jax_mixer.pretrained import formats
 from vit_jax_mixer.run.inference import even_batches
-from vit_jax_mixer.tasks.classification import of_any_image
 from vit_jax_mixer.trained import open_model
+
+
+def predict(trained, paths, **how):
+    return predictions.predict(trained, trained.about.open(paths), **how)
 
 
 def digit(index):
@@ -230,7 +236,7 @@ def test_the_command_prints_for_people(digits_run, photos):
 
 def test_several_classes_make_a_block_and_a_line_of_json():
     found = Prediction("a b.png", ((1, "one", 0.98765432), (0, "nöne", 1e-9)), np.zeros(1))
-    assert as_text(found, 20) == "a b.png\n   98.77 %  one\n    0.00 %  nöne"
+    assert found.text(20) == "a b.png\n   98.77 %  one\n    0.00 %  nöne"
     assert json.loads(as_json(found)) == {
         "file": "a b.png",
         "predictions": [
@@ -243,7 +249,7 @@ def test_several_classes_make_a_block_and_a_line_of_json():
 
 def test_names_of_others_do_not_reach_the_terminal_raw():
     evil = Prediction("a\x1b[2J\nb\udcff.png", ((1, "\u202ered\x9b", 1.0), (0, "b", 0.0)), np.zeros(1))
-    assert as_text(evil, 0) == "a\\x1b[2J\\x0ab\\xff.png\n  100.00 %  \\u202ered\\x9b\n    0.00 %  b"
+    assert evil.text(0) == "a\\x1b[2J\\x0ab\\xff.png\n  100.00 %  \\u202ered\\x9b\n    0.00 %  b"
     assert json.loads(as_json(evil))["file"] == evil.file
     assert as_json(evil).isascii()
     assert as_json(evil).isprintable()
@@ -252,10 +258,10 @@ def test_names_of_others_do_not_reach_the_terminal_raw():
 def test_lines_fit_a_terminal():
     name = "Dandie Dinmont, Dandie Dinmont terrier, a small dog of the Scottish borders with a long body"
     found = Prediction("犬.png", ((0, name, 0.5), (1, "b", 0.5)), np.zeros(1))
-    assert max(map(len, as_text(found, 0).splitlines())) <= 80
-    assert " ".join(as_text(found, 0).split()) == f"犬.png 50.00 % {name} 50.00 % b"
+    assert max(map(len, found.text(0).splitlines())) <= 80
+    assert " ".join(found.text(0).split()) == f"犬.png 50.00 % {name} 50.00 % b"
     one = dataclasses.replace(found, classes=((1, "b", 0.5),))
-    assert as_text(one, 9) == "犬.png      50.00 %  b"
+    assert one.text(9) == "犬.png      50.00 %  b"
 
 
 def test_a_model_without_a_head_gives_features(digits_run, photos, tmp_path):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import DATA, assert_close
-from vit_jax_mixer import models, pretrained
+from vit_jax_mixer import models, predictors, pretrained
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import class_names, formats, shapes
-from vit_jax_mixer.trained import FILE, About, open_model
+from vit_jax_mixer.trained import FILE, open_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
 
@@ -184,12 +185,12 @@ def test_images_that_are_not_square_are_not_guessed():
 
 def test_a_description_comes_back_as_it_was_written(tmp_path):
     model = {"name": "MlpMixer", "num_classes": 2, "patch_size": 4}
-    about = About(model, (8, 16, 3), "decode(3)", ("Kätzchen", "犬"), "here", "MIT", "sigmoid")
+    about = Images(model, (8, 16, 3), "decode(3)", ("Kätzchen", "犬"), "here", "MIT", "sigmoid")
     about.write(tmp_path)
-    assert About.read(tmp_path) == about
+    assert predictors.read(tmp_path) == about
     about = dataclasses.replace(about, class_names=())
     about.write(tmp_path)
-    assert About.read(tmp_path) == about
+    assert predictors.read(tmp_path) == about
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
@@ -228,9 +229,9 @@ def test_a_wrong_description_is_told_in_a_sentence(digits_run, tmp_path, fields,
 def test_a_description_that_is_none_is_told(tmp_path, text):
     (tmp_path / FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"model\.json (is damaged|is not text|cannot be read)"):
-        About.read(tmp_path)
+        predictors.read(tmp_path)
     with pytest.raises(UserError, match=r"there is no .*model\.json"):
-        About.read(tmp_path / "elsewhere")
+        predictors.read(tmp_path / "elsewhere")
 
 
 def test_a_damaged_file_of_an_export_is_noticed(digits_run, tmp_path):
@@ -247,17 +248,17 @@ def test_a_damaged_file_of_an_export_is_noticed(digits_run, tmp_path):
 
 def test_a_flipped_bit_in_a_description_is_noticed(digits_run, tmp_path):
     whole, rng = (digits_run / FILE).read_bytes(), np.random.default_rng(0)
-    expected = About.read(digits_run)
+    expected = predictors.read(digits_run)
     for bit in rng.choice(8 * len(whole), 200, replace=False):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / FILE).write_bytes(damaged)
         with suppress(UserError):
-            assert About.read(tmp_path) == expected
+            assert predictors.read(tmp_path) == expected
 
 
 def test_more_blocks_than_there_are_arrays_are_not_made(digits_run, tmp_path):
-    model = {**About.read(digits_run).model, "num_blocks": 10**9}
+    model = {**predictors.read(digits_run).model, "num_blocks": 10**9}
     with pytest.raises(UserError, match="num_blocks is 1000000000: they do not fit"):
         open_model(changed(digits_run, tmp_path / "a", model=model))
 
@@ -293,6 +294,6 @@ def test_classes_of_imagenet_are_where_they_are_known_to_be():
 
 def test_class_names_of_any_bytes_are_kept(tmp_path):
     names = ("café", "caf\udce9", "a\x1b", '"\\')
-    about = About({"num_classes": 4, "name": "MlpMixer"}, (8, 8, 3), "decode(3)", names, "x")
+    about = Images({"num_classes": 4, "name": "MlpMixer"}, (8, 8, 3), "decode(3)", names, "x")
     about.write(tmp_path)
-    assert About.read(tmp_path).class_names == names
+    assert predictors.read(tmp_path).class_names == names

@@ -4,6 +4,7 @@ A leaf of the package: every room may import it, and it imports none of them.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,3 +61,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if len(known) > 30:  # as TFDS's thousand datasets
         return hint
     return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def span(text: str) -> str:
+    """Return, for Markdown, code from outside within a line; no run of backticks in it ends it."""
+    text = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"

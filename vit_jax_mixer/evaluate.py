@@ -81,12 +81,11 @@ def main(argv: list[str]) -> None:
     if _PROBE.value:
         return _evaluate_by_probes(_MODEL.value, _DATA.value, out)
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
-    from vit_jax_mixer.data.sources import open_source
-    from vit_jax_mixer.evaluation import evaluate, report
+    from vit_jax_mixer.evaluation import evaluate
     from vit_jax_mixer.trained import open_model
 
-    source = open_source(_DATA.value, _SPLIT.value, _BAD.value == "skip")
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
+    source = trained.about.open_labelled(_DATA.value, _SPLIT.value, skip_bad=_BAD.value == "skip")
     found = evaluate(
         trained,
         source,
@@ -97,9 +96,9 @@ def main(argv: list[str]) -> None:
         on_skipped=_complain,
     )
     given = _given(trained)
-    files = _or_user_error(out, lambda: report.write(out, found, given))
+    files = _or_user_error(out, lambda: found.write(out, given))
     print(printable(f"{_of(trained)} on {_DATA.value}, {_SPLIT.value}"))
-    for line in [*map(printable, source.remarks()), *report.lines(found)]:
+    for line in [*map(printable, source.remarks()), *found.lines()]:
         print(line)
     print(printable(f"{out} has {', '.join(files)}"))
 
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> None:
 def _given(trained: "Trained") -> dict[str, str]:
     """Return what is evaluated, for ``metrics.json``."""
     about = {"model": _MODEL.value, "weights": trained.origin, "data": _DATA.value, "split": _SPLIT.value}
-    return {**about, "ops": trained.about.eval_ops}
+    return {**about, **trained.about.given()}
 
 
 def _of(trained: "Trained") -> str:
@@ -123,14 +122,14 @@ def _folder_of(model: str) -> Path:
 def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
     """Try probes of the features in the place of the model's head."""
     from vit_jax_mixer import probes
-    from vit_jax_mixer.data.sources import open_source
     from vit_jax_mixer.evaluation import probing
     from vit_jax_mixer.trained import open_model
 
     chosen = probes.parse(_PROBE.value, "--probe")
     skip_bad = _BAD.value == "skip"
-    train, test = (open_source(data, split, skip_bad) for split in (_PROBE_SPLIT.value, _SPLIT.value))
     trained = open_model(model, eval_ops=_OPS.value)
+    opened = lambda split: trained.about.open_labelled(data, split, skip_bad=skip_bad)
+    train, test = opened(_PROBE_SPLIT.value), opened(_SPLIT.value)
     how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=skip_bad, on_skipped=_complain)
     figures = probing.probe(trained, chosen, train, test, data, **how)
     told = {**_given(trained), "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}

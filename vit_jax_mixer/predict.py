@@ -1,21 +1,26 @@
-"""Classify images: `python -m vit_jax_mixer.predict --model=runs/digits photos 'more/**/*.jpg'`.
+"""Ask a model about files: `python -m vit_jax_mixer.predict --model=runs/digits photos 'more/**/*.jpg'`.
 
-Images are files, folders, which are searched for .jpg, .jpeg, .png, .webp, .bmp and .gif, and
-patterns. They are taken in that order, those of a folder or a pattern sorted, and the answers are
-printed as they come. A file that cannot be read is told on stderr and passed over; the exit code is
-then 1. Which checkpoint of a workdir answers is told on stderr too.
+What the files are is the affair of the model's kind. Images are files, folders, which are searched
+for .jpg, .jpeg, .png, .webp, .bmp and .gif, and patterns. They are taken in that order, those of a
+folder or a pattern sorted, and the answers are printed as they come, with --csv as a table. A file
+that cannot be read is told on stderr and passed over; the exit code is then 1. Which checkpoint of a
+workdir answers is told on stderr too.
 """
 
-import dataclasses
-import itertools
+import csv
+import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from vit_jax_mixer.predictors import Answer
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -26,6 +31,7 @@ _OPS = flags.DEFINE_string(
 )
 _TOP = flags.DEFINE_integer("top", 5, "How many classes are told of each image.", lower_bound=1, flag_values=_FLAGS)
 _JSON = flags.DEFINE_bool("json", False, "Print a JSON object a line.", flag_values=_FLAGS)
+_CSV = flags.DEFINE_bool("csv", False, "Print a table: CSV, with a line of names.", flag_values=_FLAGS)
 _FEATURES = flags.DEFINE_string(
     "features", "", "An .npz file to write, with `features` f32[n, C] and `files`.", flag_values=_FLAGS
 )
@@ -44,27 +50,62 @@ def main(argv: list[str]) -> None:
     if _FEATURES.value:
         _check_target(target)
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
-    from vit_jax_mixer.predictions import Prediction, as_json, as_text, columns, find_images, predict, save_features
+    from vit_jax_mixer.predictions import predict, save_features
+    from vit_jax_mixer.predictors.base import columns
     from vit_jax_mixer.trained import open_model
 
-    paths = list(itertools.chain.from_iterable(map(find_images, argv[1:])))
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
-    if not trained.about.model["num_classes"] and not _FEATURES.value:
-        raise UserError(f"{_MODEL.value} has no head, so it knows no classes; ask for --features=FILE.npz instead.")
+    source = trained.about.open(argv[1:])
+    if (lack := trained.about.lack()) and not _FEATURES.value:
+        raise UserError(f"{_MODEL.value} {lack}; ask for --features=FILE.npz instead.")
     if trained.origin:
         print(printable(f"{_MODEL.value}: {trained.origin}"), file=sys.stderr, flush=True)
-    done: list[Prediction] = []
-    count, width = 0, min(max(columns(printable(path)) for path in paths), 60)
-    for prediction in predict(trained, paths, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
+    done: list[Answer] = []
+    count, all_of_them = 0, len(source.examples)
+    width = min(max(columns(printable(source.where(i))) for i in range(all_of_them)), 60)
+    show = as_json if _JSON.value else _Table() if _CSV.value else lambda answer: answer.text(width)
+    for answer in predict(trained, source, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
         count += 1
-        if prediction.classes:
-            print(as_json(prediction) if _JSON.value else as_text(prediction, width), flush=True)
+        if not lack:
+            print(show(answer), flush=True)
         if _FEATURES.value:
-            done.append(dataclasses.replace(prediction, classes=()))
+            done.append(answer)
     if done:
         save_features(target, done)
-    if count < len(paths):
-        raise UserError(f"{len(paths) - count} of {len(paths)} files could not be read; they are named above.")
+    if count < all_of_them:
+        raise UserError(f"{all_of_them - count} of {all_of_them} files could not be read; they are named above.")
+
+
+def as_json(answer: "Answer") -> str:
+    """Return a line of JSON, in ASCII, which no terminal changes; Python reads names that are not UTF-8 back."""
+    return json.dumps(answer.record())
+
+
+class _Table:
+    """Gives answers the lines of a CSV table, the first with the names of the columns before it."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._writer: Any = None
+
+    def write(self, line: str) -> None:
+        """Take a line of the writer's."""
+        self._lines.append(line.rstrip("\r\n"))
+
+    def __call__(self, answer: "Answer") -> str:
+        cells = answer.cells()
+        self._lines = []
+        if self._writer is None:
+            self._writer = csv.DictWriter(self, list(cells))
+            self._writer.writeheader()
+        self._writer.writerow({name: _cell(value) for name, value in cells.items()})
+        return "\n".join(self._lines)
+
+
+def _cell(value: Any) -> Any:
+    from vit_jax_mixer.predictors.classification.confusion import cell
+
+    return cell(value) if isinstance(value, str) else value
 
 
 def _check_target(target: Path) -> None:

@@ -78,7 +78,7 @@ def train_and_evaluate(
         same = not start or folder.is_of(config, data, change_config=change_config, change_data=change_data)
         state = parts.restored_state(checkpoints, start) if start else parts.fresh_state()
         if same or start < run.steps:  # what a finished run says of its model stays true
-            folder.record(start, config, data, task.about())
+            folder.record(start, config, data, task.about(), task.published)
 
         # --- Steps ---
         trace = Trace(run.profile, folder.path, start, run.steps)

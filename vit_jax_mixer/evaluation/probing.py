@@ -9,8 +9,8 @@ from vit_jax_mixer import classes, probes
 from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.run.inference import Inference, fitting
-from vit_jax_mixer.tasks.images import labelled
+from vit_jax_mixer.predictors.base import Labelled
+from vit_jax_mixer.run.inference import Inference
 from vit_jax_mixer.trained import Trained
 
 
@@ -46,6 +46,7 @@ def probe(
     own = np.arange(len(train.class_names), dtype=np.int32)
     matched = classes.match(test.class_names, train.class_names, f"{where}, --split", "--probe_split's")
     told: set[str] = set()
+    predictor = trained.about
 
     def skip(dataset: Dataset, index: int) -> None:
         reason = " ".join(dataset.fault(index).splitlines())
@@ -54,13 +55,13 @@ def probe(
             on_skipped(reason)
 
     def outputs(params, batch):
-        features = trained.outputs(params, batch["image"])["features"].astype(jnp.float32)
+        features = trained.outputs(params, batch[predictor.field])["features"].astype(jnp.float32)
         return {"features": features, "labels": batch["label"]}
 
-    inference = Inference(trained, outputs, batch_size)
+    inference = Inference(trained, outputs, batch_size, {"label": np.zeros((), np.int32)})
 
     def of(source: Source, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        dataset = Dataset(source, labelled(fitting(trained), labels), skip_bad=skip_bad)
+        dataset = Dataset(source, Labelled(predictor.reader(), labels), skip_bad=skip_bad)
         parts = list(inference.rows(dataset, Loader(-1, -1, 2), skip))
         return np.concatenate([part["features"] for part in parts]), np.concatenate([part["labels"] for part in parts])
 

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import hashlib
 import html
-import inspect
 import json
 import platform
 import re
@@ -15,13 +14,13 @@ from typing import Any
 
 import jax
 
-from vit_jax_mixer import __version__, files, pretrained, specs
-from vit_jax_mixer.data import images
+from vit_jax_mixer import __version__, files, pretrained
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.export.files import Written
+from vit_jax_mixer.predictors.base import ForCard
 from vit_jax_mixer.pretrained import folder as checkpoints
 from vit_jax_mixer.pretrained import trees
-from vit_jax_mixer.trained import CARD, FILE, Trained
+from vit_jax_mixer.trained import CARD, Trained
 
 TEXT = "MODEL_CARD.md"
 Card = dict[str, Any]
@@ -37,9 +36,9 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
         written: by format.
     """
     about = trained.about
-    height, width, channels = about.image_shape
-    images_like = jax.ShapeDtypeStruct((1, *about.image_shape), "uint8")
-    outputs = jax.eval_shape(trained.outputs, trained.params, images_like)
+    example, more = about.input(), about.card()
+    inputs = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
+    outputs = jax.eval_shape(trained.outputs, trained.params, inputs)
     card = {
         "model": dict(about.model),
         "exported_from": reference,
@@ -47,10 +46,9 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
         "source": about.source,
         "licence": about.licence,
         "parameters": sum(value.size for value in jax.tree.leaves(trained.params)),
-        "input": {"name": "images", "dtype": "uint8", "shape": ["b", height, width, channels], "range": [0, 255]},
+        "input": {"name": f"{about.field}s", "dtype": example.dtype.name, "shape": ["b", *example.shape], **more.input},
         "outputs": {name: {"dtype": "float32", "shape": ["b", *like.shape[1:]]} for name, like in outputs.items()},
-        "probabilities": about.probabilities,
-        "preprocessing": _operations(about.eval_ops),
+        **more.fields,
         **_history(pretrained.locate(trees.split(reference)[0]), trained.step),
         "formats": {name: dataclasses.asdict(done) for name, done in written.items()},
         "versions": {
@@ -62,19 +60,7 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
-    (folder / TEXT).write_text(_text(card, len(about.class_names)), encoding="utf-8")
-
-
-def _operations(eval_ops: str) -> list[dict[str, str]]:
-    """Return the operations with what they do, and who does it: 'you', or 'the model'."""
-    found = []
-    for part in eval_ops.split("|"):
-        name, _, _ = specs.parse(part, "eval_ops")
-        inside = name in images.DEVICE_OPS
-        function = (images.DEVICE_OPS if inside else images.HOST_OPS)[name]
-        does = (inspect.getdoc(function) or "").partition("\n")[0]
-        found.append({"operation": part.strip(), "does": does, "by": "the model" if inside else "you"})
-    return found
+    (folder / TEXT).write_text(_text(card, about.meanings(), more), encoding="utf-8")
 
 
 def _history(path: Path, step: int | None) -> dict[str, Any]:
@@ -123,7 +109,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _text(card: Card, named: int) -> str:
+def _text(card: Card, meanings: Mapping[str, str], more: ForCard) -> str:
     model = card["model"]
     fields = ", ".join(f"{name} {value}" for name, value in model.items() if name not in ("name", "num_classes"))
     facts = {
@@ -131,14 +117,14 @@ def _text(card: Card, named: int) -> str:
         "Exported from": _plain(f"{card['exported_from']}, {card['date']}"),
         "Weights": _plain(card["source"]),
         "Licence": _plain(card["licence"] or "not stated"),
-        "Classes": _classes(card, named),
+        **more.facts,
         "Evaluation": _plain(_evaluation(card["evaluation"])),
         "Computes in": "float32",
         "Made with": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
     }
     table = _table(("Model", _plain(model["name"] + (f" ({fields})" if fields else ""))), facts.items())
-    sections = [f"# {_plain(model['name'])}", table, _input(card), _outputs(card)]
-    sections += [_run(card, name) for name in card["formats"]]
+    sections = [f"# {_plain(model['name'])}", table, _input(card, more.explained), _outputs(card, meanings)]
+    sections += [_run(card, name, more.code) for name in card["formats"]]
     sections += ["## Files", _files(card)]
     if card["config"]:
         config = printable(json.dumps(card["config"], indent=2, ensure_ascii=False), keep="\n")
@@ -152,18 +138,6 @@ def _plain(text: Any) -> str:
     return html.escape(escaped, quote=False)
 
 
-def _span(text: str) -> str:
-    """Return code from outside within a line; no run of backticks in it ends it."""
-    text = printable(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
-
-
-def _classes(card: Card, named: int) -> str:
-    count = card["model"]["num_classes"]
-    return f"{count:,}" + (f", named in `{FILE}`" if named else "") if count else "none: it has no head"
-
-
 def _evaluation(scores: dict[str, Any] | None) -> str:
     if not scores:
         return "not known"
@@ -171,56 +145,44 @@ def _evaluation(scores: dict[str, Any] | None) -> str:
     return f"{values}, after {scores['step']:,} steps"
 
 
-def _input(card: Card) -> str:
+def _input(card: Card, explained: str) -> str:
     shape = ", ".join(map(str, card["input"]["shape"]))
-    colours = "grey" if card["input"]["shape"][-1] == 1 else "RGB"
-    steps = [
-        f"{i}. {_span(op['operation'])}{', inside the model' * (op['by'] == 'the model')}: {op['does']}"
-        for i, op in enumerate(card["preprocessing"], 1)
-    ]
-    return (
-        f"## Input\n\n`images`: uint8 [{shape}], from 0 to 255, channels last ({colours}), for any b.\n"
-        "What makes them of a file:\n\n" + "\n".join(steps)
-    )
+    return f"## Input\n\n`{card['input']['name']}`: {card['input']['dtype']} [{shape}]{explained}"
 
 
-def _outputs(card: Card) -> str:
-    meaning = {
-        "logits": "a number for each class",
-        "probabilities": f"{card['probabilities']} of the logits",
-        "features": "pooled, before the head",
-    }
+def _outputs(card: Card, meanings: Mapping[str, str]) -> str:
     rows = [
-        (f"`{name}`", f"{like['dtype']} [{', '.join(map(str, like['shape']))}]", meaning[name])
+        (f"`{name}`", f"{like['dtype']} [{', '.join(map(str, like['shape']))}]", meanings[name])
         for name, like in card["outputs"].items()
     ]
     return "## Outputs\n\n" + _table(("name", "type", "meaning"), rows)
 
 
-def _run(card: Card, name: str) -> str:
+def _run(card: Card, name: str, ours: str) -> str:
     """Return the section of a format."""
     title, needs, code = _HOW[name]
+    inputs = card["input"]["name"]
     done = card["formats"][name]
     sentences = [done["note"]]
     if done["difference"] is not None:
         by = f"differs by {done['difference']:.1e} of the largest output" if done["difference"] else "is the same"
-        sentences.append(f"Compared with the model itself on random images, it {by}.")
-    sentences.append(needs.format(**card["versions"]))
-    return f"## {title}\n\n{' '.join(sentences)}\n\n{_code('python', code)}"
+        sentences.append(f"Compared with the model itself on random {inputs}, it {by}.")
+    sentences.append(needs.format(**card["versions"], inputs=inputs))
+    return f"## {title}\n\n{' '.join(sentences)}\n\n{_code('python', code.format(ours=ours, inputs=inputs))}"
 
 
-_HOW = {  # title, what it needs, and code, where FOLDER, `images` and PATHS are the reader's
+_HOW = {  # title, what it needs, and code, where FOLDER, the inputs and PATHS are the reader's
     "stablehlo": (
         "StableHLO",
         "It needs `pip install jax=={jax} flatbuffers`, or a JAX of the half year after that one, and nothing else: "
-        "`python run_stablehlo.py images.npy outputs.npz`, or",
+        "`python run_stablehlo.py {inputs}.npy outputs.npz`, or",
         """\
 import sys
 
 sys.path.append(FOLDER)
 from run_stablehlo import load
 
-outputs = load(FOLDER)(images)""",
+outputs = load(FOLDER)({inputs})""",
     ),
     "onnx": (
         "ONNX",
@@ -230,22 +192,13 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")
 names = [output.name for output in session.get_outputs()]
-outputs = dict(zip(names, session.run(None, {"images": images})))""",
+outputs = dict(zip(names, session.run(None, {{"{inputs}": {inputs}}})))""",
     ),
     "safetensors": (
         "safetensors",
-        "With vit_jax_mixer, which makes the images too:",
+        "With vit_jax_mixer, which makes the {inputs} too:",
         """\
-from pathlib import Path
-
-import jax
-import numpy
-from vit_jax_mixer.trained import open_model
-
-trained = open_model(FOLDER)
-files = [Path(path).read_bytes() for path in PATHS]
-images = numpy.stack([trained.ops(file, numpy.random.default_rng(0)) for file in files])
-outputs = jax.jit(trained.outputs)(trained.params, images)""",
+{ours}""",
     ),
 }
 

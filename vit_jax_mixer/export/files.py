@@ -1,4 +1,4 @@
-"""The files of an export: each is written, run on random images, and compared with the model itself."""
+"""The files of an export: each is written, run on random inputs, and compared with the model itself."""
 
 import dataclasses
 import importlib.util
@@ -47,8 +47,9 @@ def write_stablehlo(trained: Trained, folder: Path, platforms: tuple[str, ...]) 
     """
     weights = pretrained.flatten(trained.params)
     like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.items()}
-    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *trained.about.image_shape), np.uint8)
-    exported = jax.export.export(jax.jit(_flat(trained)), platforms=platforms)(like, images)
+    example = trained.about.input()
+    inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *example.shape), example.dtype)
+    exported = jax.export.export(jax.jit(_flat(trained)), platforms=platforms)(like, inputs)
     (folder / "model.stablehlo").write_bytes(exported.serialize())
     formats.write(folder / "model.npz", weights)
     source = Path(run_stablehlo.__file__)
@@ -58,7 +59,7 @@ def write_stablehlo(trained: Trained, folder: Path, platforms: tuple[str, ...]) 
     difference = None
     if here & set(platforms):
         run = run_stablehlo.load(folder)
-        difference = _largest_difference(trained, lambda images: jax.device_get(run(images)), "model.stablehlo")
+        difference = _largest_difference(trained, lambda inputs: jax.device_get(run(inputs)), "model.stablehlo")
     note = f"For {', '.join(platforms)}. `model.npz` holds the weights, which the program takes as an argument."
     return Written(("model.stablehlo", "model.npz", source.name), note, difference)
 
@@ -75,17 +76,17 @@ def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Wr
 
     from vit_jax_mixer.export import onnx_graph
 
-    weights = pretrained.flatten(trained.params)
-    model = onnx_graph.convert(_flat(trained), weights, trained.about.image_shape)
+    weights, name = pretrained.flatten(trained.params), f"{trained.about.field}s"
+    model = onnx_graph.convert(_flat(trained), weights, name, trained.about.input())
     path = folder / "model.onnx"
     apart = sum(value.nbytes for value in weights.values()) > ONE_FILE
     onnx.save_model(model, path, save_as_external_data=apart, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images: np.ndarray) -> Outputs:
+    def run(inputs: np.ndarray) -> Outputs:
         outputs = [output.name for output in session.get_outputs()]
-        return dict(zip(outputs, map(np.asarray, session.run(None, {"images": images})), strict=True))
+        return dict(zip(outputs, map(np.asarray, session.run(None, {name: inputs})), strict=True))
 
     with jax.default_matmul_precision("highest"):  # a GPU or TPU would round more than ONNX does on a CPU
         difference = _largest_difference(trained, run, path.name)
@@ -112,7 +113,7 @@ def write_safetensors(trained: Trained, folder: Path, platforms: tuple[str, ...]
 
 def _flat(trained: Trained) -> Any:
     """Return `Trained.outputs` with parameters by name."""
-    return lambda weights, images: trained.outputs(traverse_util.unflatten_dict(weights, sep="/"), images)
+    return lambda weights, inputs: trained.outputs(traverse_util.unflatten_dict(weights, sep="/"), inputs)
 
 
 def _largest_difference(trained: Trained, run: Any, name: str) -> float:
@@ -121,8 +122,8 @@ def _largest_difference(trained: Trained, run: Any, name: str) -> float:
     Raises:
         UserError: they differ.
     """
-    images = np.random.default_rng(0).integers(0, 256, (3, *trained.about.image_shape), np.uint8)
-    expected, found = jax.device_get(jax.jit(trained.outputs)(trained.params, images)), run(images)
+    inputs = trained.about.random_inputs(3)
+    expected, found = jax.device_get(jax.jit(trained.outputs)(trained.params, inputs)), run(inputs)
     differences = [
         np.abs(found[key] - value).max() / max(np.abs(value).max(), np.finfo(np.float32).tiny)
         for key, value in expected.items()

@@ -20,33 +20,34 @@ Shape = Sequence[Any]  # of numbers, and the batch's 'b'
 Function = Callable[[dict[str, jax.Array], jax.Array], dict[str, jax.Array]]
 
 
-def convert(function: Function, weights: Flat, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """Return ``function(weights, images)`` as a model with the input ``images``, u8[b, h, w, c].
+def convert(function: Function, weights: Flat, name: str, example: jax.ShapeDtypeStruct) -> onnx.ModelProto:
+    """Return ``function(weights, inputs)`` as a model with one input, [b, ...] for any b.
 
     Args:
-        function: pure; from weights by name and images to arrays by name.
+        function: pure; from weights by name and inputs to arrays by name.
         weights: arrays; become initializers of these names.
-        image_shape: (h, w, c).
+        name: of the input.
+        example: shape and type of one row of it.
 
     Raises:
         UserError: a primitive of the function has no operator here.
     """
     batch = jax.export.symbolic_shape("b")
-    traced = jax.jit(function).trace(weights, jax.ShapeDtypeStruct((*batch, *image_shape), np.uint8))
+    traced = jax.jit(function).trace(weights, jax.ShapeDtypeStruct((*batch, *example.shape), example.dtype))
     graph = _Graph()
     order = sorted(weights)  # as JAX flattens a dict
-    arguments = [graph.constant(np.asarray(weights[name]), name) for name in order] + ["images"]
+    arguments = [graph.constant(np.asarray(weights[one]), one) for one in order] + [name]
     found = graph.inline(traced.jaxpr, arguments)
     outputs = []
-    for name, value, like in zip(sorted(traced.out_info), found, traced.jaxpr.out_avals, strict=True):
-        graph.nodes.append(helper.make_node("Identity", [value], [name]))
-        outputs.append(_info(name, like))
+    for output, value, like in zip(sorted(traced.out_info), found, traced.jaxpr.out_avals, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [value], [output]))
+        outputs.append(_info(output, like))
     body = helper.make_graph(
         graph.nodes,
         "vit_jax_mixer",
-        [_info("images", traced.jaxpr.in_avals[-1])],
+        [_info(name, traced.jaxpr.in_avals[-1])],
         outputs,
-        [numpy_helper.from_array(value, name) for name, value in graph.constants.items()],
+        [numpy_helper.from_array(value, constant) for constant, value in graph.constants.items()],
     )
     opset = [helper.make_opsetid("", OPSET)]
     return helper.make_model(

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: python run_stablehlo.py images.npy [outputs.npz]")
     images = np.load(arguments[0], allow_pickle=False)
     outputs: dict[str, Any] = {name: np.asarray(value) for name, value in load()(images).items()}
-    names = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["class_names"]
+    names = json.loads((HERE / "model.json").read_text(encoding="utf-8")).get("class_names")
     for row in outputs.get("probabilities", ()):
         best = int(row.argmax())
         name = names[best] if names else str(best)

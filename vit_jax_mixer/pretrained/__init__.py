@@ -8,13 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import traverse_util
 
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import download, folder, formats, name_tables, names, progress, registry, resize, trees
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
 OURS = "ours"  # the convention of what has our names and is of no published family
-DESCRIPTION = "model.json"  # beside our own weights; `trained.About`
+DESCRIPTION = "model.json"  # beside our own weights; `predictors`
 _ROWS = 20  # of the table in `fill`
 
 
@@ -56,13 +57,22 @@ def read(reference: str | Path) -> Weights:
     """
     plain, tree = trees.split(reference)
     path = locate(plain)
-    described = (folder.run_of(path) / DESCRIPTION).is_file()  # then no names are guessed
-    chooser = trees.Chooser(str(path), tree, ours=described)
+    description = folder.run_of(path) / DESCRIPTION
+    described = description.is_file()  # then no names are guessed
+    chooser = trees.Chooser(str(path), tree, ours=described, published=_published(description) if described else "")
     flat, place = formats.read_from(path, chooser)
     convention = _convention_of(flat, str(path), ours=described)
     ours = convention == OURS or name_tables.CONVENTIONS[convention].native
     found = _nested(flat, path) if ours else names.to_ours(flat, convention, str(path))
     return Weights(found, convention, "; ".join(filter(None, [place.why, chooser.said])), place.step)
+
+
+def _published(description: Path) -> str:
+    """Return which tree of a run's state its task publishes; '' for the usual."""
+    found = checksums.read_json(description, may_lack_it=True).get("published", "")
+    if not isinstance(found, str):
+        raise UserError(f"{description} is damaged (its field published is no text); restore it.")
+    return found
 
 
 def _convention_of(flat: Mapping[str, Any], where: str, *, ours: bool) -> str:

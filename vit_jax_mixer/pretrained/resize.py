@@ -205,7 +205,10 @@ def known_size(path: str | Path) -> Size | None:
     file = folder.run_of(Path(trees.split(path)[0]).expanduser()) / "model.json"
     if not file.is_file():
         return None
-    match checksums.read_json(file, may_lack_it=True).get("image_shape"):
+    fields = checksums.read_json(file, may_lack_it=True)
+    match fields.get("image_shape"):
+        case None if fields.get("kind", "images") != "images":
+            return None
         case [int(height), int(width), _]:
             return height, width
     raise UserError(f"{file} is damaged (its image_shape is not three sizes); restore it.")

@@ -56,12 +56,14 @@ class Chooser:
         where: the file, for messages.
         wanted: 'ema', 'raw', or words of a tree's path, as 'student' or 'state_dict.module'; '' for the rule.
         ours: whether it is a run of ours, whose names are taken as they are.
+        published: of a run of ours, the path of the tree that its task publishes; '' for the usual.
         said: what was chosen, where there was a choice; '' where there was none.
     """
 
     where: str
     wanted: str = ""
     ours: bool = False
+    published: str = ""
     said: str = ""
 
     def __call__(self, shapes: Shapes) -> Tree:
@@ -70,7 +72,7 @@ class Chooser:
         Raises:
             UserError: there is none, or it is not clear which is meant.
         """
-        trees = _of_a_run(shapes) if self.ours else _known(shapes) or _others(shapes)
+        trees = _of_a_run(shapes, self.published) if self.ours else _known(shapes) or _others(shapes)
         states = [path for path in trees if _is_state(path)]
         models = {path: tree for path, tree in trees.items() if path not in states}
         if not models and states:
@@ -98,6 +100,10 @@ class Chooser:
         return found[0]
 
     def _usual(self, models: Mapping[Path, Tree], shapes: Shapes) -> Path:
+        if self.published and "step" in shapes:
+            if _path(self.published) not in models:
+                self._unclear(list(models), f"none of it is what the run publishes, {self.published!r}")
+            return _path(self.published)
         usual = [path for path in models if not _ASIDE & set(path)] or list(models)
         means = [path for path in usual if _is_mean(path)]
         raw = [path for path in usual if path not in means]
@@ -121,9 +127,14 @@ def split(reference: str | os.PathLike[str]) -> tuple[str, str]:
     return plain, tree
 
 
-def _of_a_run(shapes: Shapes) -> dict[Path, Tree]:
-    """Return the parameters of a training state of ours and their mean; a tree without a state is all of it."""
+def _of_a_run(shapes: Shapes, published: str) -> dict[Path, Tree]:
+    """Return the parameters of a training state of ours and their mean; a tree without a state is all of it.
+
+    Where the run publishes another tree, that is the one, but for who asks for the others.
+    """
     trees = {(part,): _below(shapes, f"{part}/") for part in ("params", "ema")}
+    if published and "step" in shapes:
+        trees[_path(published)] = _below(shapes, f"{published}/")
     found = {path: tree for path, tree in trees.items() if tree}
     return found if "step" in shapes and found else {(): {name: name for name in shapes}}
 

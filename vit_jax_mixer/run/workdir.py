@@ -13,13 +13,13 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import files
+from vit_jax_mixer import files, predictors
 from vit_jax_mixer.data import record
 from vit_jax_mixer.errors import UserError, writing
+from vit_jax_mixer.predictors import FILE as MODEL
+from vit_jax_mixer.predictors import Predictor
 from vit_jax_mixer.run import processes
 from vit_jax_mixer.run.writers import METRICS
-from vit_jax_mixer.trained import FILE as MODEL
-from vit_jax_mixer.trained import About
 
 CONFIG = "config.json"
 DAMAGED = "damaged_checkpoints"
@@ -115,17 +115,24 @@ class Workdir:
         if os.path.lexists(self.path / name):
             return files.read_json(self.path / name)
         if name == DATA and os.path.lexists(self.path / MODEL):  # of a run before there were records
-            return {"training": {"classes": About.read(self.path).class_names}}
+            return {"training": {"classes": predictors.read(self.path).class_names}}
         return {}
 
-    def record(self, start: int, config: ml_collections.ConfigDict, data: record.Record, about: About | None) -> None:
+    def record(
+        self,
+        start: int,
+        config: ml_collections.ConfigDict,
+        data: record.Record,
+        about: Predictor | None,
+        published: str = "",
+    ) -> None:
         """Write what the run is that goes on from step ``start``, each file at once or not at all."""
         if jax.process_index() == 0:
             with writing(self.path):
                 files.write_atomically(self.path / DATA, json.dumps(data, indent=1) + "\n")
                 files.write_atomically(self.path / CONFIG, json.dumps(config_lib.as_json(config), indent=2) + "\n")
                 if about:
-                    about.write(self.path)
+                    about.write(self.path, published)
                 if start:
                     remember_checkpoint(self.path, start)
                 else:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vit_jax_mixer.data.pipeline import Dataset
-from vit_jax_mixer.trained import About
+from vit_jax_mixer.predictors import Predictor
 
 Tree = Any  # a pytree of arrays
 Outputs = Mapping[str, np.ndarray]
@@ -58,11 +58,14 @@ class Task(abc.ABC):
         train_data: examples of training, with their augmentation.
         eval_data: the datasets that `evaluate` may ask for, by name.
         every: of these, those that are read in some evaluations alone: each so many, and the last.
+        published: which tree of the state users get, as 'extra/teacher/backbone'; '' for the parameters, or their
+            running mean where there is one. It has just what the model of `about` has.
     """
 
     train_data: Dataset
     eval_data: Mapping[str, Dataset]
     every: Mapping[str, int] = MappingProxyType({})
+    published: str = ""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
@@ -72,8 +75,8 @@ class Task(abc.ABC):
         """Put pretrained weights in the place of fresh ones; called once, before step 0."""
         return params, extra
 
-    def about(self) -> About | None:
-        """Return what a user of the trained model must know, for ``model.json``; None where it is none of images."""
+    def about(self) -> Predictor | None:
+        """Return what a user of the trained model must know, for ``model.json``; None where nobody is to use it."""
         return None
 
     def forward_flop(self) -> float:

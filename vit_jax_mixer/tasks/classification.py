@@ -13,16 +13,11 @@ from vit_jax_mixer import models, pretrained, probes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.predictors.classification.scores import LOSSES, means, of_batch
+from vit_jax_mixer.predictors.images import Images, of_any_image
 from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
-from vit_jax_mixer.tasks.images import ImageData, image_data, of_any_image
-from vit_jax_mixer.trained import About
-
-# (logits f32[B, K], targets f32[B, K]) -> f32[B]
-LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "softmax": optax.softmax_cross_entropy,
-    "sigmoid": lambda logits, targets: optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1),
-}
+from vit_jax_mixer.tasks.images import ImageData, image_data
 
 PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
@@ -39,7 +34,7 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
     if probing and data.eval is None:
         raise UserError("config.task.probe is tried in evaluations, but config.data.eval is ''; set one of the two.")
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
-    about = About(
+    about = Images(
         model={**run.model, "num_classes": data.num_classes},
         image_shape=data.shape,
         eval_ops=of_any_image(run.data["eval_ops"], data.shape),
@@ -64,7 +59,7 @@ class Classification(Task):
         loss: str,
         label_smoothing: float,
         init_from: str,
-        about: About,
+        about: Images,
         init_resize: str = "",
     ) -> None:
         self.model = model
@@ -86,7 +81,7 @@ class Classification(Task):
         self.eval_data = {**self.eval_data, **dict.fromkeys(rhythms, of_training)}
         self.every = rhythms
 
-    def about(self) -> About:
+    def about(self) -> Images:
         return self._about
 
     def forward_flop(self) -> float:
@@ -126,14 +121,12 @@ class Classification(Task):
         return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy})
 
     def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return each example's cross-entropy (label not smoothed), whether it is right and, for probes, features."""
+        """Return each example's row of `scores.of_batch` (labels not smoothed) and, for probes, features."""
         images, _ = self.data.eval_ops.on_device(batch["image"])
         logits, kept = self.model.apply({"params": state.params}, images, train=False, mutable=["intermediates"])
-        targets = jax.nn.one_hot(batch["label"], self.data.num_classes)
-        rows = {"loss": self._loss(logits, targets), "accuracy": jnp.argmax(logits, -1) == batch["label"]}
+        rows = of_batch(logits, batch["label"], self._loss)
         if self._probes:
-            features = kept["intermediates"]["pre_logits"].astype(jnp.float32)
-            rows |= {"features": features, "label": batch["label"]}
+            rows |= {"features": kept["intermediates"]["pre_logits"].astype(jnp.float32)}
         return rows
 
     def evaluate(self, outputs: Callable[[str], Iterator[Outputs]]) -> dict[str, float]:
@@ -144,11 +137,11 @@ class Classification(Task):
             return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
 
         split = self.data.eval_split
-        test = rows(split)
-        metrics = {name: float(np.mean(test[name], dtype=np.float64)) for name in ("loss", "accuracy")}
+        test, num_classes = rows(split), self.data.num_classes
+        metrics = means(test["labels"], test["predictions"], test["losses"])
         for name, chosen in self._probes.items():
             if train := rows(name):
                 metrics |= probes.evaluate(
-                    chosen, train["features"], train["label"], test["features"], test["label"], self.data.num_classes
+                    chosen, train["features"], train["labels"], test["features"], test["labels"], num_classes
                 )
         return {f"{split}/{name}": value for name, value in metrics.items()}

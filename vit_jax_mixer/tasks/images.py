@@ -54,11 +54,6 @@ class Pictures:
         return {name: op(field(example, "image"), rng) for name, op in self.ops.items()} | label
 
 
-def labelled(ops: images.HostOp, classes: np.ndarray) -> Pictures:
-    """Return what makes {'image': u8[h, w, c], 'label': i32[]} of an example."""
-    return Pictures({"image": ops}, classes)
-
-
 def image_data(run: Config, *, labels: bool = True, crops: Mapping[str, Crops] | None = None) -> "ImageData":
     """Open the images of ``config.data`` for a task.
 
@@ -144,31 +139,6 @@ class ImageData:
                 f"config.data.train_ops gives images of shape {whole}, eval_ops of {self.shape}; "
                 "a Mixer reads one size: make them equal."
             )
-
-
-def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
-    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
-
-    An evaluation needs no resizing where all images have one size; those that people ask about have others.
-    """
-    height, width, channels = shape
-    parts = eval_ops.split("|")
-    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
-        parts.insert(0, f"decode({channels})")
-    size = f"resize({height})" if height == width else f"resize({height}, {width})"
-    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
-        if _gives(tried, shape):
-            return tried
-    return eval_ops
-
-
-def _gives(ops: str, shape: tuple[int, ...]) -> bool:
-    """Say whether operations bring a larger image to a shape."""
-    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
-    try:
-        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
-    except Exception:  # of an operation that reads one size, and which the data's own images have passed
-        return False
 
 
 def _shape(

@@ -1,8 +1,19 @@
 """How good predictions are: figures of one row an example, N in all, and K classes."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
+import optax
+
+# (logits f32[B, K], targets f32[B, K]) -> f32[B]
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+LOSSES: Mapping[str, Loss] = {
+    "softmax": optax.softmax_cross_entropy,
+    "sigmoid": lambda logits, targets: optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,22 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int = 
     return float(np.abs(gaps).sum() / len(confidences))
 
 
+def of_batch(logits: jax.Array, labels: jax.Array, loss: Loss) -> dict[str, jax.Array]:
+    """Return the arguments of `means`, and 'in_top' of `summary`, for logits f32[B, K] and labels i32[B]; traced."""
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # i32[B, 5]
+    return {
+        "labels": labels,
+        "predictions": best[:, 0],
+        "in_top": (best == labels[:, None]).any(-1),
+        "losses": loss(logits, jax.nn.one_hot(labels, logits.shape[-1])),
+    }
+
+
+def means(labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray) -> dict[str, float]:
+    """Return the loss and the accuracy, of the same arguments as `summary`: what is told while training."""
+    return {"loss": float(losses.mean(dtype=np.float64)), "accuracy": float((labels == predictions).mean())}
+
+
 def summary(
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -77,11 +104,11 @@ def summary(
         confidences: f32[N], the probability of the prediction.
         num_classes: K.
     """
-    correct = labels == predictions
+    told = means(labels, predictions, losses)
     return {
-        "accuracy": float(correct.mean()),
+        "accuracy": told["accuracy"],
         "top5_accuracy": float(in_top.mean()),
         "mean_class_accuracy": float(np.nanmean(per_class(labels, predictions, num_classes).accuracy)),
-        "loss": float(losses.mean(dtype=np.float64)),
-        "calibration_error": calibration_error(confidences, correct),
+        "loss": told["loss"],
+        "calibration_error": calibration_error(confidences, labels == predictions),
     }

@@ -1,0 +1,92 @@
+"""What an evaluation of a classifier found, what is printed of it, and its files."""
+
+import csv
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax_mixer.errors import printable
+from vit_jax_mixer.predictors import base
+from vit_jax_mixer.predictors.classification import confusion, scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated(base.Evaluated):
+    """What an evaluation found.
+
+    Attributes:
+        names: of the model's classes.
+        classes: i32[J], those of them that the data have, sorted.
+        matched: how the data's classes were matched with the model's; '' if they are the same.
+        labels: i32[N], the true classes.
+        predictions: i32[N], the likeliest classes.
+        figures: those of `scores.summary`.
+        images_per_second: reading and all, but for the compilation.
+        skipped: a sentence for each bad example.
+    """
+
+    names: tuple[str, ...]
+    classes: np.ndarray
+    matched: str
+    labels: np.ndarray
+    predictions: np.ndarray
+    figures: dict[str, float]
+    images_per_second: float
+    skipped: Sequence[str]
+
+    def lines(self) -> list[str]:
+        """Return what is printed."""
+        figures = self.figures
+        text = [
+            f"  images              {len(self.labels):,}",
+            f"  accuracy            {100 * figures['accuracy']:.2f} %",
+            f"  {f'top-{min(5, len(self.names))} accuracy':18}  {100 * figures['top5_accuracy']:.2f} %",
+            f"  mean over classes   {100 * figures['mean_class_accuracy']:.2f} %",
+            f"  cross-entropy       {figures['loss']:.4f}",
+            f"  calibration error   {100 * figures['calibration_error']:.2f} %",
+            f"  images per second   {self.images_per_second:,.0f}",
+        ]
+        if self.skipped:
+            text.append(f"  skipped images      {len(self.skipped):,}")
+        return [*text, *textwrap.wrap(printable(self.matched), 80)]
+
+    def write(self, out: Path, given: Mapping[str, str]) -> list[str]:
+        """Write the files that the command's help lists, and return their names.
+
+        Args:
+            out: a folder.
+            given: what was evaluated, for ``metrics.json``.
+        """
+        per_class = scores.per_class(self.labels, self.predictions, len(self.names))
+        with (out / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "name", "images", "correct", "accuracy"])
+            for k in self.classes.tolist():
+                accuracy = f"{per_class.accuracy[k]:.6f}" if per_class.count[k] else ""
+                writer.writerow([k, confusion.cell(self.names[k]), per_class.count[k], per_class.correct[k], accuracy])
+        counts = scores.confusion_counts(self.labels, self.predictions, len(self.names))
+        files = ["metrics.json", "per_class.csv", "confusion.csv"]
+        shown = np.union1d(self.classes, self.predictions)
+        if len(shown) <= confusion.LARGEST:
+            matrix, names = confusion.square(counts, shown), [self.names[k] for k in shown]
+            confusion.write_square(out / "confusion.csv", matrix, names)
+            confusion.draw(matrix, names).save(out / "confusion.png")
+            files.append("confusion.png")
+        else:
+            confusion.write_list(out / "confusion.csv", counts, self.names)
+            (out / "confusion.png").unlink(missing_ok=True)  # of another evaluation
+        metrics = {
+            **given,
+            "images": len(self.labels),
+            "classes": len(self.classes),
+            "matched": self.matched,
+            **self.figures,
+            "images_per_second": self.images_per_second,
+            "skipped": self.skipped,
+        }
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        return files

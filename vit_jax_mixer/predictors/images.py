@@ -1,0 +1,313 @@
+"""Images: classes and features of files, accuracy and calibration on labelled ones."""
+
+import dataclasses
+import functools
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax_mixer import specs
+from vit_jax_mixer.data import images
+from vit_jax_mixer.data.pipeline import field
+from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.sources.files import Files
+from vit_jax_mixer.errors import UserError, printable, span
+from vit_jax_mixer.predictors.base import FILE, Answer, ForCard, Labelled, Predictor, Rows, Tree, columns
+from vit_jax_mixer.predictors.classification import labels, scores
+from vit_jax_mixer.predictors.classification.report import Evaluated
+from vit_jax_mixer.predictors.classification.scores import PROBABILITIES
+from vit_jax_mixer.predictors.image_files import find_images
+
+MOST = 1 << 16  # pixels of an image's side
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Predictor):
+    """What a user of weights for images must know.
+
+    Attributes:
+        model: the fields of `models.create`: name, num_classes, and any others.
+        image_shape: (h, w, c) of an image as the model reads it.
+        eval_ops: what brings an image there; operations of docs/data.md.
+        class_names: one for each logit; empty if they have none.
+        source: where the weights come from.
+        licence: of the weights; '' if they are one's own.
+        probabilities: what makes them of logits, by the loss of the training: 'softmax' or 'sigmoid'.
+    """
+
+    kind = "images"
+    field = "image"
+    model: Mapping[str, Any]
+    image_shape: tuple[int, int, int]
+    eval_ops: str
+    class_names: tuple[str, ...]
+    source: str
+    licence: str = ""
+    probabilities: str = "softmax"
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any], where: str) -> Self:
+        if misfit := _misfit(fields):
+            raise UserError(f"{where} cannot be read as the description of a model ({misfit}); mend it.")
+        return super().of_json(fields, where)
+
+    # --- The model ---
+
+    @functools.cached_property
+    def ops(self) -> images.Ops:
+        """The operations, on the host and on the device."""
+        return images.parse(self.eval_ops, "eval_ops")
+
+    def create(self, where: str) -> nn.Module:
+        module = super().create(where)
+        if not images.parse(self.eval_ops, f"{where}: eval_ops").scales:
+            raise UserError(
+                f"the operations {self.eval_ops!r} give bytes of 0 to 255; end them with value_range(-1, 1)."
+            )
+        return module
+
+    def shapes(self, module: nn.Module) -> Tree:
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), np.float32)
+        return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+
+    def input(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.image_shape, np.uint8)
+
+    def random_inputs(self, count: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (count, *self.image_shape), np.uint8)
+
+    def outputs(self, module: nn.Module, params: Tree, inputs: jax.Array) -> dict[str, jax.Array]:
+        scaled, _ = self.ops.on_device(inputs)
+        logits, state = module.apply({"params": params}, scaled, train=False, mutable=["intermediates"])
+        found = {"features": jnp.asarray(state["intermediates"]["pre_logits"], jnp.float32)}
+        if self.model["num_classes"]:
+            found |= {"logits": logits, "probabilities": PROBABILITIES[self.probabilities](logits)}
+        return found
+
+    def meanings(self) -> dict[str, str]:
+        return {
+            "logits": "a number for each class",
+            "probabilities": f"{self.probabilities} of the logits",
+            "features": "pooled, before the head",
+        }
+
+    def card(self) -> ForCard:
+        count, operations = self.model["num_classes"], _operations(self.eval_ops)
+        steps = [
+            f"{i}. {span(one['operation'])}{', inside the model' * (one['by'] == 'the model')}: {one['does']}"
+            for i, one in enumerate(operations, 1)
+        ]
+        named = f"{count:,}" + (f", named in `{FILE}`" if self.class_names else "")
+        return ForCard(
+            code=_CODE,
+            facts={"Classes": named if count else "none: it has no head"},
+            explained=f", from 0 to 255, channels last ({'grey' if self.image_shape[-1] == 1 else 'RGB'}), for any b.\n"
+            "What makes them of a file:\n\n" + "\n".join(steps),
+            input={"range": [0, 255]},
+            fields={"probabilities": self.probabilities, "preprocessing": operations},
+        )
+
+    # --- What it reads ---
+
+    def with_ops(self, ops: str) -> Self:
+        images.parse(ops, "--ops")
+        return dataclasses.replace(self, eval_ops=ops)
+
+    def given(self) -> dict[str, str]:
+        return {"ops": self.eval_ops}
+
+    def open(self, arguments: Sequence[str]) -> Source:
+        """Return the image files that are named, in folders that are, or match patterns."""
+        paths = [path for argument in arguments for path in find_images(argument)]
+        files = Files.of("", [(path, 0) for path in paths])
+        return Source(files, (), files.where)
+
+    def reader(self) -> "Read":
+        return Read(self._fitting)
+
+    def _fitting(self, image: Any, rng: np.random.Generator) -> np.ndarray:
+        """Apply the host operations; an image that does not become one of the model's is a `UserError`."""
+        pixels = self.ops(image, rng)
+        if pixels.shape != self.image_shape:
+            better = of_any_image(self.eval_ops, self.image_shape)
+            hint = f", as --ops={better!r}" if better != self.eval_ops else ""
+            raise UserError(
+                f"the operations {self.eval_ops!r} give an image of shape {pixels.shape}, "
+                f"the model reads {self.image_shape}; mend them with --ops{hint}."
+            )
+        return pixels
+
+    # --- What it answers ---
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each logit: its number where the model has no names."""
+        return self.class_names or tuple(str(number) for number in range(self.model["num_classes"]))
+
+    def lack(self) -> str:
+        return "" if self.model["num_classes"] else "has no head, so it knows no classes"
+
+    def told(self, outputs: Mapping[str, jax.Array], most: int) -> dict[str, jax.Array]:
+        if "probabilities" not in outputs:
+            return {}
+        best = jax.lax.top_k(outputs["probabilities"], min(most, outputs["probabilities"].shape[-1]))
+        return {"probabilities": best[0], "classes": best[1]}
+
+    def answer(self, name: str, row: Rows) -> "Prediction":
+        pairs = zip(row["classes"], row["probabilities"], strict=True) if "classes" in row else ()
+        names = self.names
+        classes = tuple((int(number), names[number], float(share)) for number, share in pairs)
+        return Prediction(name, classes, row["features"])
+
+    # --- How good it is ---
+
+    def labelled(self, source: Source, where: str, *, by_number: bool) -> Labelled:
+        if not source.class_names:
+            raise UserError(f"{where} has no class labels, which an evaluation needs; choose another dataset.")
+        classes, matched = labels.match(
+            source.class_names, self.class_names, self.model["num_classes"], where, by_number
+        )
+        return Labelled(self.reader(), classes, matched)
+
+    def label(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), np.int32)
+
+    def scores(self, outputs: Mapping[str, jax.Array], labels: jax.Array) -> dict[str, jax.Array]:
+        """Return the arguments of `classification.scores.summary`."""
+        rows = scores.of_batch(outputs["logits"], labels, scores.LOSSES[self.probabilities])
+        return {**rows, "confidences": outputs["probabilities"].max(-1)}
+
+    def evaluated(self, rows: Rows, labelled: Labelled, per_second: float, skipped: Sequence[str]) -> Evaluated:
+        return Evaluated(
+            names=self.names,
+            classes=np.sort(labelled.classes),
+            matched=labelled.matched,
+            labels=rows["labels"],
+            predictions=rows["predictions"],
+            figures=scores.summary(**rows, num_classes=self.model["num_classes"]),
+            images_per_second=per_second,
+            skipped=skipped,
+        )
+
+
+def _misfit(fields: Mapping[str, Any]) -> str:
+    """Return what is wrong with a description, but for the types of its texts; '' if nothing is."""
+    shape, names, model = (fields.get(name) for name in ("image_shape", "class_names", "model"))
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n <= MOST for n in shape)):
+        return f"its image_shape is not three sizes from 1 to {MOST:,}"
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return "its class_names are no list of names"
+    if not (isinstance(model, dict) and isinstance(model.get("num_classes"), int)):
+        return "its model has no num_classes"
+    if len(names) not in (0, model["num_classes"]):
+        return f"{len(names)} class_names are not one for each class"
+    if fields.get("probabilities", "softmax") not in tuple(PROBABILITIES):
+        return f"its probabilities are none of {', '.join(PROBABILITIES)}"
+    return ""
+
+
+_CODE = """\
+from pathlib import Path
+
+import jax
+import numpy
+from vit_jax_mixer.trained import open_model
+
+trained = open_model(FOLDER)
+files = [Path(path).read_bytes() for path in PATHS]
+images = numpy.stack([trained.ops(file, numpy.random.default_rng(0)) for file in files])
+outputs = jax.jit(trained.outputs)(trained.params, images)"""
+
+
+def _operations(eval_ops: str) -> list[dict[str, str]]:
+    """Return the operations with what they do, and who does it: 'you', or 'the model'."""
+    found = []
+    for part in eval_ops.split("|"):
+        name, _, _ = specs.parse(part, "eval_ops")
+        inside = name in images.DEVICE_OPS
+        function = (images.DEVICE_OPS if inside else images.HOST_OPS)[name]
+        does = (inspect.getdoc(function) or "").partition("\n")[0]
+        found.append({"operation": part.strip(), "does": does, "by": "the model" if inside else "you"})
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """From a source's example to {'image': u8[h, w, c]}; worker processes get a copy."""
+
+    ops: images.HostOp
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"image": self.ops(field(example, "image"), rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Answer):
+    """What the model says of a file.
+
+    Attributes:
+        name: its path.
+        classes: (number, name, probability) of the likeliest, in that order; none without a head.
+        features: f32[C], pooled, before the head.
+    """
+
+    name: str
+    classes: tuple[tuple[int, str, float], ...]
+    features: np.ndarray
+
+    @property
+    def file(self) -> str:
+        """The path."""
+        return self.name
+
+    def text(self, width: int) -> str:
+        """Return one line for one class, with the path padded to ``width`` columns, and else a block of lines."""
+        file = printable(self.name)
+        answers = [f"{100 * share:6.2f} %  {printable(name)}" for _, name, share in self.classes]
+        if not answers:
+            return ""
+        if len(answers) == 1:
+            return f"{file}{' ' * (width - columns(file))}  {answers[0]}"
+        wrapped = (textwrap.fill(answer, 78, subsequent_indent=" " * 12, break_long_words=False) for answer in answers)
+        return textwrap.indent("\n".join(wrapped), "  ").join([f"{file}\n", ""])
+
+    def record(self) -> dict[str, Any]:
+        classes = [{"class": k, "name": name, "probability": float(f"{p:.7g}")} for k, name, p in self.classes]
+        return {"file": self.name, "predictions": classes}
+
+    def cells(self) -> dict[str, Any]:
+        found = {"file": self.name}
+        for place, (_, name, share) in enumerate(self.classes, 1):
+            found |= {f"class_{place}": name, f"probability_{place}": f"{share:.7g}"}
+        return found
+
+
+def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
+    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
+
+    An evaluation needs no resizing where all images have one size; those that people ask about have others.
+    """
+    height, width, channels = shape
+    parts = eval_ops.split("|")
+    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
+        parts.insert(0, f"decode({channels})")
+    size = f"resize({height})" if height == width else f"resize({height}, {width})"
+    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
+        if _gives(tried, shape):
+            return tried
+    return eval_ops
+
+
+def _gives(ops: str, shape: tuple[int, ...]) -> bool:
+    """Say whether operations bring a larger image to a shape."""
+    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
+    try:
+        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
+    except Exception:  # of an operation that reads one size, and which the data's own images have passed
+        return False
