@@ -48,6 +48,10 @@ def run_onnx(path, images):
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"images": images}), strict=True))
 
 
+def image(*shape):
+    return jax.ShapeDtypeStruct(shape, np.uint8)
+
+
 def card_of(folder):
     return json.loads((folder / "card.json").read_text())
 
@@ -204,7 +208,7 @@ def test_other_functions_become_onnx_too(tmp_path):
         name: rng.normal(size=shape).astype(np.float32) for name, shape in (("kernel", (3, 2, 1, 4)), ("row", 6))
     }
     path = tmp_path / "model.onnx"
-    onnx.save_model(onnx_graph.convert(function, weights, (4, 5, 2)), path)
+    onnx.save_model(onnx_graph.convert(function, weights, "images", image(4, 5, 2)), path)
     onnx.checker.check_model(str(path), full_check=True)
     images = rng.integers(0, 256, (3, 4, 5, 2), np.uint8)
     assert_close(run_onnx(path, images), jax.device_get(function(weights, images)))
@@ -212,12 +216,12 @@ def test_other_functions_become_onnx_too(tmp_path):
 
 def test_what_onnx_cannot_say_is_said():
     with pytest.raises(UserError, match="the model computes 'sort', which is not written as ONNX here"):
-        onnx_graph.convert(lambda weights, images: {"x": jnp.sort(images, 1)}, {}, (4, 4, 1))
+        onnx_graph.convert(lambda weights, images: {"x": jnp.sort(images, 1)}, {}, "images", image(4, 4, 1))
     loop = lambda weights, images: {"x": jax.lax.fori_loop(0, 3, lambda i, x: x + x, images)}
     with pytest.raises(UserError, match="the model computes 'scan'"):  # whose body would fit, once
-        onnx_graph.convert(loop, {}, (4, 4, 1))
+        onnx_graph.convert(loop, {}, "images", image(4, 4, 1))
     with pytest.raises(UserError, match=r"repeats a value for the batch, as \(b, 4\)"):
-        onnx_graph.convert(lambda weights, images: {"x": jnp.ones((images.shape[0], 4))}, {}, (4, 4, 1))
+        onnx_graph.convert(lambda weights, images: {"x": jnp.ones((images.shape[0], 4))}, {}, "images", image(4, 4, 1))
 
 
 def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):

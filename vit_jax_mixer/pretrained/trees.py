@@ -132,7 +132,7 @@ def _of_a_run(shapes: Shapes, published: str) -> dict[Path, Tree]:
 
     Where the run publishes another tree, that is the one, but for who asks for the others.
     """
-    trees = {(part,): _below(shapes, f"{part}/") for part in ("params", "ema")}
+    trees: dict[Path, Tree] = {(part,): _below(shapes, f"{part}/") for part in ("params", "ema")}
     if published and "step" in shapes:
         trees[_path(published)] = _below(shapes, f"{published}/")
     found = {path: tree for path, tree in trees.items() if tree}
