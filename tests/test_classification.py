@@ -52,8 +52,8 @@ def test_the_loss_is_its_formula(loss, smoothing):
     assert aux.metrics["accuracy"] == np.mean(logits.argmax(-1) == batch["label"])
 
     rows = task.eval_step(state, batch)
-    assert_close(rows["loss"], FORMULAS[loss](logits, onehot))
-    np.testing.assert_array_equal(rows["accuracy"], logits.argmax(-1) == batch["label"])
+    assert_close(rows["losses"], FORMULAS[loss](logits, onehot))
+    np.testing.assert_array_equal(rows["predictions"] == rows["labels"], logits.argmax(-1) == batch["label"])
 
 
 def test_training_mixes_images_and_labels():
@@ -80,8 +80,12 @@ def test_training_mixes_images_and_labels():
 
 
 def test_metrics_are_means_over_all_examples_of_batches_of_any_size():
-    batches = [{"loss": np.array([1.0, 2.0]), "accuracy": np.array([True, True])}]
-    batches += [{"loss": np.array([6.0]), "accuracy": np.array([False])}]
+    row = lambda losses, predictions: {
+        "losses": np.array(losses),
+        "predictions": np.array(predictions),
+        "labels": np.ones(len(losses), int),
+    }
+    batches = [row([1.0, 2.0], [1, 1]), row([6.0], [0])]
     found = create().evaluate(lambda split: iter(batches))
     assert found == {"test/loss": 3.0, "test/accuracy": pytest.approx(2 / 3)}
 

@@ -88,7 +88,8 @@ def test_probes_have_rhythms_of_their_own():
     task = tasks.create(Config.of(config))
     rare = f"{PROBE_DATA}, every 3"
     assert dict(task.every) == {PROBE_DATA: 1, rare: 3}
-    row = {"features": np.eye(8, dtype=np.float32), "label": np.arange(8), "loss": np.ones(8), "accuracy": np.ones(8)}
+    row = {"features": np.eye(8, dtype=np.float32), "labels": np.arange(8), "losses": np.ones(8)}
+    row["predictions"] = row["labels"]
     metrics = [f"test/{name}" for name in ("loss", "accuracy", "ridge_1shot", "knn_1")]
     assert list(task.evaluate(lambda name: iter([row]))) == metrics
     assert list(task.evaluate(lambda name: iter([row] if name != rare else []))) == metrics[:3]
