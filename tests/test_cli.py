@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT, assert_one_sentence, command, environment
+from vit_jax_mixer import cli
 
 # Three things that never end: a thread that the interpreter waits for, one of a pool, and an exit hook.
 HANG = """
@@ -75,6 +76,23 @@ def test_an_accelerator_that_is_not_there_is_one_sentence(platform):
     code = "from vit_jax_mixer import cli; import jax; cli.run(lambda argv: jax.devices())"
     result = python(code, JAX_PLATFORMS=platform)
     assert_one_sentence(result, f"JAX_PLATFORMS={platform}", "python -c 'import jax; print(jax.devices())'")
+
+
+def test_an_accelerator_that_is_missed_below_jaxs_own_frames_is_one_sentence_too():
+    result = command("models", JAX_PLATFORMS="cuda")
+    assert_one_sentence(result, "JAX_PLATFORMS=cuda")
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_help_is_as_wide_as_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = {"--short=": "what it is, in many words " * 5, "--" + "x" * 30: "a name as long as that", "--none": ""}
+    lines = cli.in_columns(rows.items())
+    assert max(map(len, lines)) <= columns
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(f"{a} {b}" for a, b in rows.items()).split())
+    filled = cli._filled("word " * 50 + "\n\nname    what it is")
+    assert max(map(len, filled.splitlines())) <= columns
+    assert filled.endswith("\nname    what it is")
 
 
 def test_help_ends_well_and_lists_the_fields_of_the_config():

@@ -51,6 +51,31 @@ def test_a_config_elsewhere_finds_the_common_one_and_its_neighbours_with_the_pac
     assert found.stdout.split() == ["7", "8", "1500"], found.stderr
 
 
+def test_neighbours_of_the_same_name_in_two_folders_are_not_mixed_up(tmp_path):
+    for folder, steps in (("a", 3), ("b", 4)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sizes.py").write_text(f"STEPS = {steps}\n")
+        for name, imports in (("plain", "from sizes"), ("relative", "from .sizes")):
+            lines = f"{imports} import STEPS\n{COMMON}    c.steps = STEPS\n    return c\n"
+            (tmp_path / folder / f"{name}.py").write_text(lines)
+    found = [load(f"{tmp_path}/{folder}/{name}.py").steps for name in ("plain", "relative") for folder in "ab"]
+    assert found == [3, 4, 3, 4]
+
+
+def test_a_config_may_define_dataclasses_whose_annotations_are_strings(tmp_path):
+    sizes = (
+        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    steps: int = 6\n"
+    )
+    (tmp_path / "a.py").write_text(f"{sizes}{COMMON}    c.steps = A().steps\n    return c\n")
+    assert load(f"{tmp_path}/a.py").steps == 6
+
+
+def test_a_file_that_names_another_model_need_not_delete_what_it_lacks(mine):
+    assert "dropout_rate" not in parse(file=mine("c.model.name = 'ResMLP-S12'", "return c")).model
+    kept = parse(file=mine("c.model.name = 'ResMLP-S12'", "c.model.dropout_rate = 0.1", "return c")).model
+    assert kept.dropout_rate == 0.1  # to be told that there is no such field
+
+
 def test_a_config_runs_once(mine):
     path = mine(
         "from pathlib import Path", "with Path(__file__).with_name('runs').open('a') as f: f.write('x')", "return c"

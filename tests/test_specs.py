@@ -20,6 +20,7 @@ def ask(count: specs.Count, rate: specs.Rate = 0.5, maybe: Annotated[float | Non
         ({"count": 0}, "count is 0; it must be from 1 to 2,147,483,647"),
         ({"count": 10**5000}, "count is an integer of 16610 bits; it must be a finite number of 64 bits"),
         ({"count": 1, "rate": float("nan")}, "rate is nan; it must be a finite number"),
+        ({"count": 1, "rate": True}, "rate is True; it must be of type float"),
         ({"count": 1, "rate": 1.5}, "rate is 1.5; it must be from 0 to 1"),
         ({"count": 1, "maybe": -1}, "maybe is -1; it must be 0 or more"),
     ],

@@ -67,7 +67,7 @@ def test_what_stands_before_all_names_is_cut(tmp_path, name, start):
 
 
 @FORMATS
-@pytest.mark.parametrize("start", ["opt/0/mu/", "optimizer/exp_avg/", "opt_state/1/0/trace/", "optimizer_state/"])
+@pytest.mark.parametrize("start", ["opt/0/mu/", "optimizer/exp_avg/", "opt_state/1/0/trace/", "adam_m/", "grad_accum/"])
 def test_an_optimizers_state_is_never_taken(tmp_path, name, start):
     both = {**under(start, half(OURS)), "opt/count": np.float32([3]), **under("params/", OURS)}
     weights = pretrained.read(written(tmp_path, name, both))
@@ -77,6 +77,14 @@ def test_an_optimizers_state_is_never_taken(tmp_path, name, start):
     alone = written(tmp_path / "new", name, under(start, OURS))
     with pytest.raises(UserError, match=r"holds an optimizer's state, .* and no model"):
         pretrained.read(alone)
+
+
+@FORMATS
+@pytest.mark.parametrize("start", ["opt/", "optimizer/", ""])
+def test_the_target_of_flaxs_former_optimizers_is_the_model(tmp_path, name, start):
+    both = {**under(f"{start}target/", OURS), **under(f"{start}state/param_states/", half(OURS))}
+    weights = pretrained.read(written(tmp_path, name, both))
+    assert_same(pretrained.flatten(weights.tree), OURS)
 
 
 @FORMATS
@@ -97,6 +105,7 @@ def test_an_optimizers_state_beside_bare_names_is_left_out(tmp_path, name):
         ("", "ema."),
         ("model/", "swa_model/"),
         ("student/module.backbone.", "teacher/backbone."),
+        ("state_dict/model.", "callbacks/EMA/ema_weights/"),
         ("base_encoder.", "momentum_encoder."),
     ],
 )

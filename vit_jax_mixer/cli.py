@@ -3,14 +3,16 @@
 import contextlib
 import faulthandler
 import io
+import itertools
 import logging as std_logging
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -69,8 +71,8 @@ def _guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has a place
         sys.exit(1)
     except (RuntimeError, AssertionError) as error:
-        if sentence := _no_accelerator(error):
-            sys.exit(f"error: {sentence}")
+        if sentence := _no_accelerator():
+            raise SystemExit(f"error: {sentence}") from error
         raise
 
 
@@ -131,25 +133,45 @@ def _help(values: flags.FlagValues) -> str:
     """Return what the command's own text says, and its flags with what they are if not given."""
     about = (sys.modules["__main__"].__doc__ or "").strip()
     own = [values[name] for name in sorted(values) if name not in ("flagfile", "undefok")]  # which absl adds to all
-    shown = lambda flag: f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={flag.default or ''}"
+    shown = lambda flag: f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={flag.serialize().partition('=')[2]}"
     rows = {shown(flag): flag.help for flag in own}
-    width = max(map(len, rows), default=0)
-    return "\n".join(
-        [
-            about,
-            "",
-            *(f"  {left:{width}}  {right}" for left, right in rows.items()),
-            "",
-            "Libraries log with --verbosity=0.",
+    return "\n".join([_filled(about), "", *in_columns(rows.items()), "", "Libraries log with --verbosity=0."])
+
+
+def in_columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return lines of names and what they mean, wrapped as the terminal wants it; a long name has its line alone."""
+    rows, columns = list(rows), _columns()
+    width = max((len(left) for left, _ in rows if len(left) <= columns // 2 - 4), default=0)
+    text = []
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, max(columns - width - 4, 20), break_on_hyphens=False) or [""]
+        if len(left) > width:
+            wrapped = ["", *wrapped] if right else [""]
+        text += [
+            f"  {name:{width}}  {part}".rstrip() for name, part in itertools.zip_longest([left], wrapped, fillvalue="")
         ]
-    )
+    return text
 
 
-def _no_accelerator(error: BaseException) -> str:
-    """Return what to say of an accelerator that is asked for and not there; '' for another error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames[-1].filename.endswith("xla_bridge.py"):  # where JAX looks for devices
+def _filled(text: str) -> str:
+    """Return paragraphs as wide as the terminal wants them; those with columns stay."""
+    keep = lambda paragraph: re.search(r"\S  |^ ", paragraph, re.MULTILINE)
+    fill = lambda paragraph: textwrap.fill(paragraph, _columns(), break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(part if keep(part) else fill(part) for part in text.split("\n\n"))
+
+
+def _columns() -> int:
+    return max(shutil.get_terminal_size().columns, 40)
+
+
+def _no_accelerator() -> str:
+    """Return what to say of an accelerator that is asked for and not there; '' if it is, or JAX is not in use."""
+    try:  # asked anew, since JAX takes its own frames out of tracebacks, so that they tell little
+        jax = sys.modules.get("jax")
+        _ = jax and jax.devices()
         return ""
+    except (RuntimeError, AssertionError) as found:
+        error = found
     asked = os.environ.get("JAX_PLATFORMS", "")
     said = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()) or "it finds none"
     return (

@@ -11,9 +11,11 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +23,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.overrides import override
 
+_PACKAGE = "config_files"  # that a config and its neighbours are in, while it runs
 FOLDER = Path(__file__).parent / "configs"  # of ours, which a clone also has as configs/
 
 
@@ -78,10 +82,11 @@ def load(reference: str) -> ConfigDict:
     name, colon, argument = reference.partition(":")
     path = _find(name)
     with _importable(path.parent), _told(path):
-        spec = importlib.util.spec_from_file_location(f"config_of_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.{path.stem.replace('.', '_')}", path)
         assert spec is not None  # since it ends in .py
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look for their types
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -126,8 +131,14 @@ class _Ours(importlib.abc.MetaPathFinder):
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let a config import its neighbours and, wherever it lies, ``configs``."""
-    finder, place = _Ours(), str(folder.absolute())
+    """Let a config import its neighbours, also as ``from . import x``, and, wherever it lies, ``configs``.
+
+    They are forgotten after it, since other folders have neighbours of the same names.
+    """
+    finder, place, before = _Ours(), str(folder.absolute()), set(sys.modules)
+    package = types.ModuleType(_PACKAGE)
+    package.__path__ = [place]
+    sys.modules[_PACKAGE] = package
     sys.meta_path.append(finder)
     sys.path.append(place)
     try:
@@ -135,6 +146,10 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         sys.path.remove(place)
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if name.partition(".")[0] == _PACKAGE or (file and os.path.dirname(file) == place):
+                del sys.modules[name]
 
 
 @contextmanager
@@ -145,7 +160,8 @@ def _told(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except SyntaxError as error:
-        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}; mend it.") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise UserError(f"{error.filename or path}{line}: {error.msg}; mend it.") from error
     except (ImportError, ValueError, KeyError, AttributeError, TypeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         in_config = "ml_collections" in frames[-1].filename
@@ -180,8 +196,7 @@ def explain(argv: Sequence[str]) -> str:
         return f"--config=FILE --help lists the fields of a config. configs/ holds {_ours()}."
     comments = _comments()
     rows = [(f"--config.{name}={value}", comments.get(name, "")) for name, value in _flat(load(words[-1]))]
-    width = min(max(len(left) for left, _ in rows), 60)
-    return "\n".join([f"Fields of {words[-1]}:", *(f"  {left:{width}}  {right}".rstrip() for left, right in rows)])
+    return "\n".join([f"Fields of {words[-1]}:", *cli.in_columns(rows)])
 
 
 def _names_file(argv: Sequence[str], i: int) -> bool:

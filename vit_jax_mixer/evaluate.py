@@ -14,7 +14,7 @@ name, whole numbers by value; where no name says which is which, it stops, or ta
 
 With --probe='ridge(5)|knn(20)|logistic', simple classifiers of the frozen features take the place of
 the model's head: they learn from --probe_split and are tried on --split, whose classes may be any.
-It prints their accuracies and writes them to metrics.json.
+It prints their accuracies and writes them to probes.json.
 """
 
 import json
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
-from vit_jax_mixer import cli
+from vit_jax_mixer import cli, files
 from vit_jax_mixer.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
         on_skipped=_complain,
     )
     given = _given(trained)
-    files = _or_user_error(out, lambda: found.write(out, given))
+    written = _or_user_error(out, lambda: found.write(out, given))
     print(printable(f"{_of(trained)} on {_DATA.value}, {_SPLIT.value}"))
     for line in [*map(printable, source.remarks()), *found.lines()]:
         print(line)
-    print(printable(f"{out} has {', '.join(files)}"))
+    print(printable(f"{out} has {', '.join(written)}"))
 
 
 def _given(trained: "Trained") -> dict[str, str]:
@@ -133,7 +133,7 @@ def _evaluate_by_probes(model: str, data: str, out: Path) -> None:
     how: Any = dict(batch_size=_BATCH_SIZE.value, skip_bad=skip_bad, on_skipped=_complain)
     figures = probing.probe(trained, chosen, train, test, data, **how)
     told = {**_given(trained), "probe": _PROBE.value, "probe_split": _PROBE_SPLIT.value, **figures}
-    _or_user_error(out, lambda: (out / "metrics.json").write_text(json.dumps(told, indent=2) + "\n"))
+    _or_user_error(out, lambda: files.write_atomically(out / "probes.json", json.dumps(told, indent=2) + "\n"))
     print(printable(f"{_of(trained)} on {data}, {_SPLIT.value}, by probes of {_PROBE_SPLIT.value}"))
     for name, value in figures.items():
         print(f"  {name:18}  {100 * value:.2f} %")

@@ -48,6 +48,8 @@ def override(config: Any, values: Mapping[str, str | None]) -> None:
             fields[field] = _value(fields, field, text, where)
         for section, old in left.items():
             _drop(config[section], section, old)
+        for section in _FIELDS:
+            _drop_defaults(config.get(section, {}), section)
 
 
 def _value(fields: Any, field: str, text: str | None, where: str) -> Any:
@@ -118,6 +120,18 @@ def _drop(fields: Any, section: str, old: str) -> None:
                 f"add --config.{section}.{field}={default} if it is to do without."
             )
         del fields[field]
+
+
+def _drop_defaults(fields: Any, section: str) -> None:
+    """Take out what is at the base config's default, where the model or task that a file names has no such field."""
+    from vit_jax_mixer.configs import common
+
+    base = common.get_config()[section]
+    if fields.get("name", base.name) != base.name:
+        taken, _ = _FIELDS[section](fields.name)
+        for field, default in base.items():
+            if field != "name" and field not in taken and fields.get(field) == default:
+                del fields[field]
 
 
 def _of_model(name: str) -> tuple[Parameters, Mapping[str, Any]]:

@@ -104,10 +104,10 @@ def misfit(value: Any, annotation: Any) -> str:
     kinds = annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
     if not all(kind in (int, float, str, bool, types.NoneType) for kind in kinds):
         return ""  # checked where it is used
-    fits = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
-    if not fits and not (float in kinds and isinstance(value, int)):
+    truth = isinstance(value, bool)  # which Python counts among the integers
+    if not (bool in kinds if truth else isinstance(value, kinds) or (float in kinds and isinstance(value, int))):
         return f"of type {getattr(annotation, '__name__', annotation)}"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not truth:
         if not -(2**63) <= value < 2**63:  # a number that is not finite, too
             return "a finite number of 64 bits"
         for one in within:

@@ -213,6 +213,8 @@ def _summary(run: config_lib.Config, task: Task, start: int, workdir: Path) -> s
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(lambda: task.init(jax.random.key(0)))[0]))
     kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))
     fresh = f"from {run.init_from}" if run.init_from else "from random weights"
+    if run.init_resize and not run.init_from:
+        fresh += ", so that config.init_resize changes nothing"
     begin = f"complete at step {start}" if start >= run.steps else f"from step {start}" if start else fresh
     return (
         f"{workdir}: {begin}, {run.steps} steps; {parameters:,} parameters, "

@@ -22,6 +22,7 @@ from vit_jax_mixer.pretrained import class_names, folder, registry, shapes, tree
 
 Tree = dict[str, Any]
 CARD = "card.json"  # marks a folder as an export
+_GUESSED = "its 1,000 classes are taken to be ImageNet's, in their order"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
     path = pretrained.locate(plain)
     weights = pretrained.read(f"{_weights(path)}#{tree}" if tree else _weights(path))
     run = folder.run_of(path)
-    about = predictors.read(run) if (run / FILE).is_file() else _about_file(plain, weights)
+    described = (run / FILE).is_file()
+    about = predictors.read(run) if described else _about_file(plain, weights)
     if eval_ops:
         about = about.with_ops(eval_ops)
     arrays = len(pretrained.flatten(weights.tree))
@@ -85,7 +87,9 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
         raise UserError(f"{reference} has {arrays} arrays, and num_blocks is {blocks!r:.20}: they do not fit.")
     module = about.create(reference)
     params = pretrained.fill(about.shapes(module), weights.tree, new=(), where=reference)
-    return Trained(about, module, params, weights.origin, weights.step)
+    guessed = not described and not registry.lookup(plain) and bool(getattr(about, "class_names", ()))
+    origin = "; ".join(filter(None, [weights.origin, _GUESSED * guessed]))
+    return Trained(about, module, params, origin, weights.step)
 
 
 def _weights(path: Path) -> Path:

@@ -110,7 +110,10 @@ def test_configs_that_differ_are_told_by_all(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "count", "how"),
-    [(("cat", "eel"), 8, "class 1 is 'eel' instead of 'dog'"), (("cat", "dog"), 7, "14 examples instead of 16")],
+    [
+        (("cat", "eel"), 8, "the classes differ: 'dog' is gone and 'eel' is new"),
+        (("cat", "dog"), 7, "14 examples instead of 16"),
+    ],
 )
 def test_data_that_differ_are_told_by_all(tmp_path, classes, count, how):
     for home, names, images in (("a", ("cat", "dog"), 8), ("b", classes, count)):
@@ -135,7 +138,7 @@ def python(code, **env):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_others_are_not_waited_for_forever(index):
-    code = "import os; from vit_jax_mixer import distributed as d; d._join(d.arguments(os.environ), seconds=1)"
+    code = "import os; from vit_jax_mixer.run import processes as d; d._join(d.arguments(os.environ), seconds=1)"
     result = python(code, **plain(2)[index])
     assert result.returncode == 1
     assert result.stderr.startswith("error: waited 1 s for the other processes of the run at 127.0.0.1:")
@@ -193,6 +196,14 @@ def test_the_environment_says_who_the_others_are(environ, wanted, expected):
         ({**STEP, "SLURM_NTASKS": "two"}, ["SLURM_NTASKS is 'two', not a number", "--nodistributed"]),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE is 4", "mpirun", "--distributed", "--nodistributed"]),
         ({"PMI_SIZE": "2"}, ["PMI_SIZE is 2", "--nodistributed"]),
+        ({"FLUX_JOB_SIZE": "2"}, ["FLUX_JOB_SIZE is 2", "flux", "--nodistributed"]),
+        ({**STEP, "OMPI_COMM_WORLD_SIZE": "8"}, ["OMPI_COMM_WORLD_SIZE is 8", "mpirun"]),  # its daemons are the tasks
+        ({**STEP, "SLURM_PROCID": "2"}, ["SLURM_PROCID is 2, but this step has 2 tasks", "--nodistributed"]),
+        ({**STEP, "SLURM_STEP_NODELIST": ""}, ["SLURM_STEP_NODELIST not set", "--nodistributed"]),
+        ({**STEP, "SLURM_NTASKS": "9" * 5000}, ["SLURM_NTASKS is '999", "not a number"]),
+        ({ADDRESS: "host:" + "9" * 5000, COUNT: "2", INDEX: "0"}, ["it must be HOST:PORT"]),
+        ({ADDRESS: "host:0", COUNT: "2", INDEX: "0"}, ["it must be HOST:PORT"]),
+        ({ADDRESS: "host:1", COUNT: "9" * 5000, INDEX: "0"}, ["they must be numbers"]),
         ({"WORLD_SIZE": "8", "RANK": "0"}, ["WORLD_SIZE is 8", "torchrun", "--nodistributed"]),
         ({ADDRESS: "host:1", COUNT: "2"}, [f"but not {INDEX};"]),
         ({ADDRESS: "host", COUNT: "2", INDEX: "0"}, [f"{ADDRESS} is 'host'; it must be HOST:PORT"]),
@@ -217,6 +228,6 @@ def test_a_port_that_is_taken_is_one_sentence():
 
 
 def test_no_launcher_is_one_sentence():
-    result = python("from vit_jax_mixer import distributed\nwith processes.processes(True): pass")
+    result = python("from vit_jax_mixer.run import processes\nwith processes.processes(True): pass")
     assert "UserError: cannot join the other processes of the run" in result.stderr
     assert f"set {ADDRESS}, {COUNT}, {INDEX}, or pass --nodistributed" in result.stderr

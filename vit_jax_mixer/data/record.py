@@ -1,11 +1,11 @@
 """What a run's data are, in a few figures that tell when they have changed."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax_mixer import classes
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.data.sources.base import Source, traits
 
@@ -50,14 +50,11 @@ def differences(old: str, new: str) -> str:
 
 
 def _change(old: Any, new: Mapping[str, Any]) -> str:
-    if not isinstance(old, Mapping) or not isinstance(old.get("classes", []), (list, tuple)):
+    was = old.get("classes", []) if isinstance(old, Mapping) else None
+    if not (isinstance(was, (list, tuple)) and all(isinstance(name, str) for name in was)):
         raise ValueError("the record of the data is damaged; remove it.")
-    was, now = list(old.get("classes", [])), new["classes"]
-    if was and was != now:
-        number = next(i for i, (a, b) in enumerate(itertools.zip_longest(was, now)) if a != b)
-        show = lambda names: repr(names[number]) if number < len(names) else "absent"
-        counts = f" ({len(now)} classes instead of {len(was)})" if len(now) != len(was) else ""
-        return f"class {number} is {show(now)} instead of {show(was)}{counts}"
+    if was and (phrase := classes.changed(was, new["classes"])):
+        return phrase
     if old.get("examples", new["examples"]) != new["examples"]:
         return f"{new['examples']} examples instead of {old['examples']}"
     if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:

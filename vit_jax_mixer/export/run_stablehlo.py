@@ -32,6 +32,9 @@ def load(folder: str | Path = HERE) -> Callable[[Any], dict[str, jax.Array]]:
 
 def main(arguments: list[str]) -> None:
     """Print the likeliest class of each image, and write the outputs."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     if not 1 <= len(arguments) <= 2:
         sys.exit("usage: python run_stablehlo.py images.npy [outputs.npz]")
     images = np.load(arguments[0], allow_pickle=False)

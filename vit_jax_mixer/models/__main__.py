@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 from vit_jax_mixer import cli, models
+from vit_jax_mixer.errors import UserError
 
 
 def main(argv: list[str]) -> None:
     """Print the table."""
-    del argv
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag, and all models are listed; leave it out.")
     print(f"{'model':<12}{'classes':>9}{'parameters':>14}{'GFLOP/image':>13}  input (H x W x channels)")
     for name, entry in models.MODELS.items():
         if entry.image_shape is None:  # a bare family: its sizes are the caller's
@@ -27,4 +30,4 @@ def cost(name: str, image_shape: tuple[int, int, int], num_classes: int) -> tupl
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags.FlagValues())

@@ -29,8 +29,8 @@ MEAN, RAW = "ema", "raw"  # what may be asked for, whatever the tree's own words
 # Whole words of a path, in lower case: what belongs to an optimizer or the loop, and what is a running mean.
 _STATE = re.compile(
     r"opt|opt_?states?|\w*optim\w*|exp_avg\w*|[mn]u|momentums?|momentum_buffers?|velocity|trace|slots?"
-    r"|\w*grads?|\w*gradients?|\w*schedulers?|lr|lr_\w+|\w*scaler|rng\w*|(global_)?step|epoch|iteration|skipped"
-    r"|loops|callbacks"
+    r"|adam_?[mv]|param_states|\w*(grads?|gradients?)(_\w+)?|\w*schedulers?|lr|lr_\w+|\w*scaler|rng\w*|(global_)?step|epoch"
+    r"|iteration|skipped|loops"
 )
 _MEANS = re.compile(
     r"(\w+_)?(ema|swa|averaged?|polyak|shadow|teacher)\d*(_\w+)?|avg(_(params|model|state_dict))?|(\w+_)?avg"
@@ -198,6 +198,8 @@ def _path(text: str) -> Path:
 
 
 def _is_state(path: Path) -> bool:
+    if path[1:2] == ("target",):  # what an optimizer of Flax before 0.6 held: the parameters themselves
+        path = path[2:]
     return any(_STATE.fullmatch(word.lower()) for word in path)
 
 

@@ -25,6 +25,8 @@ _OTHERS = {
     "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
     "PMI_SIZE": "mpiexec",
     "MV2_COMM_WORLD_SIZE": "MVAPICH's mpirun",
+    "FLUX_JOB_SIZE": "flux",
+    "JSM_NAMESPACE_SIZE": "jsrun",
     "WORLD_SIZE": "torchrun, or another launcher for PyTorch,",
 }
 _PEER = "(?i)gloo|nccl|peer|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"  # in what JAX says of others
@@ -76,21 +78,32 @@ def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[st
     if any(environ.get(name) for name in _PLAIN):
         return _plain(environ)
     if "SLURM_STEP_NODELIST" in environ and (tasks := _slurm_tasks(environ)) > 1:
-        _check_slurm(environ)
+        _check_slurm(environ, tasks)
+        if wanted is None:
+            _check_others(environ, tasks)  # as mpirun's, whose daemons are the tasks of the step
         found: dict[str, Any] = {} if environ["SLURM_NTASKS"] == str(tasks) else {"num_processes": tasks}
         # JAX would give each task one device, also where it has the whole node; [] means all.
         return found | ({"local_device_ids": []} if environ.get("SLURM_STEP_NUM_NODES") == str(tasks) else {})
+    if environ.get("SLURM_PROCID", "0") != "0" and not environ.get("SLURM_STEP_NODELIST"):
+        _check_slurm(environ, 0)  # a batch script is always process 0
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts:
         return {}
+    if wanted is None:
+        _check_others(environ, 1)
+    return {} if wanted else None
+
+
+def _check_others(environ: Mapping[str, str], expected: int) -> None:
+    """Raise a `UserError` if another launcher has started more processes, or other ones, than is expected."""
     for name, launcher in _OTHERS.items():
-        if wanted is None and environ.get(name, "").isdecimal() and int(environ[name]) > 1:
+        text = environ.get(name, "")
+        if _is_number(text) and int(text) not in (1, expected):
             raise UserError(
-                f"{name} is {environ[name]}, since {launcher} has started several processes, which would train side "
+                f"{name} is {text}, since {launcher} has started several processes, which would train side "
                 f"by side in one workdir; set {', '.join(_PLAIN)} in each for one run of all, or pass --distributed "
                 "to let JAX find them, or --nodistributed to run alone."
             )
-    return {} if wanted else None
 
 
 def _slurm_tasks(environ: Mapping[str, str]) -> int:
@@ -99,22 +112,33 @@ def _slurm_tasks(environ: Mapping[str, str]) -> int:
     return _number(environ, name) if environ.get(name) else 1
 
 
-def _check_slurm(environ: Mapping[str, str]) -> None:
-    """Raise a `UserError` unless the variables that JAX will read are all there, and numbers."""
+def _check_slurm(environ: Mapping[str, str], tasks: int) -> None:
+    """Raise a `UserError` unless the variables that JAX will read are all there, and numbers that agree."""
     names = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if missing := [name for name in names if not environ.get(name)]:
+    if missing := [name for name in (*names, "SLURM_STEP_NODELIST") if not environ.get(name)]:
         raise UserError(
             f"SLURM has started several tasks, but {' and '.join(missing)} not set, as where a container passes on "
             "only some variables; pass on all, or run alone with --nodistributed."
         )
     for name in names:
         _number(environ, name)
+    if int(environ["SLURM_PROCID"]) >= tasks:
+        raise UserError(
+            f"SLURM_PROCID is {environ['SLURM_PROCID']}, but this step has {tasks} tasks, numbered from 0; set both "
+            "right, or run alone with --nodistributed."
+        )
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
-    if not environ[name].isdecimal():
-        raise UserError(f"{name} is {environ[name]!r}, not a number; set it right, or run alone with --nodistributed.")
+    if not _is_number(environ[name]):
+        raise UserError(
+            f"{name} is {environ[name]!r:.80}, not a number; set it right, or run alone with --nodistributed."
+        )
     return int(environ[name])
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch("[0-9]{1,9}", text))
 
 
 def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -127,12 +151,12 @@ def _plain(environ: Mapping[str, str]) -> dict[str, Any]:
         )
     address, count, index = (environ[name] for name in _PLAIN)
     port = address.rpartition(":")[2]
-    if not (re.fullmatch(r".+:\d+", address) and int(port) < 2**16):
-        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT, of process 0.")
-    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+    if not (re.fullmatch(r"\S+:[0-9]{1,5}", address) and 0 < int(port) < 2**16):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r:.80}; it must be HOST:PORT, of process 0.")
+    if not (_is_number(count) and _is_number(index) and int(index) < int(count)):
         raise UserError(
-            f"JAX_PROCESS_ID is {index!r} of JAX_NUM_PROCESSES {count!r}; they must be numbers, the first from 0 and "
-            "less than the second."
+            f"JAX_PROCESS_ID is {index!r:.80} of JAX_NUM_PROCESSES {count!r:.80}; they must be numbers, the first from "
+            "0 and less than the second."
         )
     return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
 

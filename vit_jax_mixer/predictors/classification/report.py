@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,12 +56,21 @@ class Evaluated(base.Evaluated):
         return [*text, *textwrap.wrap(printable(self.matched), 80)]
 
     def write(self, out: Path, given: Mapping[str, str]) -> list[str]:
-        """Write the files that the command's help lists, and return their names.
+        """Write the files that the command's help lists, each at once or not at all, and return their names.
 
         Args:
             out: a folder.
             given: what was evaluated, for ``metrics.json``.
         """
+        with tempfile.TemporaryDirectory(prefix=".new_", dir=out) as new:
+            names = self._write(Path(new), given)
+            for name in names:
+                Path(new, name).replace(out / name)
+        if "confusion.png" not in names:
+            (out / "confusion.png").unlink(missing_ok=True)  # of another evaluation
+        return names
+
+    def _write(self, out: Path, given: Mapping[str, str]) -> list[str]:
         per_class = scores.per_class(self.labels, self.predictions, len(self.names))
         with (out / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -78,7 +88,6 @@ class Evaluated(base.Evaluated):
             files.append("confusion.png")
         else:
             confusion.write_list(out / "confusion.csv", counts, self.names)
-            (out / "confusion.png").unlink(missing_ok=True)  # of another evaluation
         metrics = {
             **given,
             "images": len(self.labels),
