@@ -88,10 +88,13 @@ def train_and_evaluate(
                 reports.line(line)
             skipped = Skipped(folder.path, jax.process_index(), reports.line)
             evaluate = Evaluator(run, task, devices, parts.loader, skipped, interruption.check)
-            if processes.of_first(start > 0 and run.evaluates_after(start) and not reports.has_evaluation(start)):
+            logged = reports.has_evaluation(start)
+            known = logged and checkpoints.is_scored(start)
+            if processes.of_first(start > 0 and run.evaluates_after(start) and not known):
                 try:
                     if scores := evaluate(start, state):
                         checkpoints.score(start, scores, whole=evaluate.is_whole(start))
+                    if scores and not logged:
                         reports.evaluation(start, scores)
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.test_train import small
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.config import as_json
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import workdir as workdirs
@@ -174,6 +175,41 @@ def test_a_damaged_record_is_one_sentence_and_replaced_by_the_switch(tmp_path, n
         with workdirs.opened(path) as folder:
             folder.record(5, small(), DATA, None)
         assert is_of(path, small())
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_flipped_bit_in_a_record_is_told_or_changes_nothing(tmp_path, name):
+    path = begun(tmp_path / "run")
+    whole, content = (path / name).read_bytes(), checksums.read_json(path / name)
+    assert list(json.loads(whole))[-1] == "crc32"
+    for place in range(0, len(whole), 7):
+        (path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        try:
+            assert is_of(path, small())
+        except UserError:
+            continue
+        found = checksums.read_json(path / name, may_lack_it=True)
+        assert {**found, **content} == found
+
+
+def test_a_record_may_be_changed_by_hand(tmp_path):
+    path = begun(tmp_path / "run")
+    fields = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(fields | {"log_every": 7}))
+    with pytest.raises(UserError, match="take that field out, or pass --change_config"):
+        is_of(path, small())
+    del fields["crc32"]
+    (path / "config.json").write_text(json.dumps(fields | {"log_every": 7}))
+    assert is_of(path, small())
+
+
+def test_a_flipped_bit_in_the_note_of_checkpoints_begins_nothing_anew(tmp_path):
+    path = begun(tmp_path / "run", saved=2)
+    (path / "checkpoints/2").rename(path / "checkpoints/6.orbax-checkpoint-tmp")
+    note = (path / "saved.json").read_text()
+    (path / "saved.json").write_text(note.replace('"step": 2', '"step": 6'))
+    with pytest.raises(UserError, match="--start_anew"):
+        start(path)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -73,7 +73,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     content = dict(json.loads(json.dumps(content)))  # as it will be read
-    files.write_atomically(path, json.dumps({**content, _FIELD: _sum_of(content)}, indent=1) + "\n")
+    files.write_atomically(path, json.dumps({**content, _FIELD: _sum_of(content)}, indent=2) + "\n")
 
 
 def read_json(path: Path, *, may_lack_it: bool = False) -> dict[str, Any]:

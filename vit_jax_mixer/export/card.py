@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from vit_jax_mixer import __version__, files, pretrained
+from vit_jax_mixer.checkpoints import best, checksums
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.export.files import Written
 from vit_jax_mixer.predictors.base import ForCard
@@ -74,7 +75,8 @@ def _history(path: Path, step: int | None) -> dict[str, Any]:
         card = files.read_json(path / CARD)
         config, evaluation = card.get("config"), card.get("evaluation")
     else:
-        config = files.read_json(path / "config.json") if (path / "config.json").is_file() else None
+        known = (path / "config.json").is_file()
+        config = checksums.read_json(path / "config.json", may_lack_it=True) if known else None
         evaluation = _evaluation_of(path, step)
     if not isinstance(config, dict | None) or not (evaluation is None or _is_evaluation(evaluation)):
         raise UserError(f"the config or evaluation in {path / CARD} is none; mend or remove the file.")
@@ -82,17 +84,9 @@ def _history(path: Path, step: int | None) -> dict[str, Any]:
 
 
 def _evaluation_of(workdir: Path, step: int | None) -> dict[str, Any] | None:
-    """Return the line of ``metrics.jsonl`` for the checkpoint whose parameters are taken; None if there is none."""
-    if step is None or not (workdir / "metrics.jsonl").is_file():
-        return None
-    text = files.read_text(workdir / "metrics.jsonl")
-    try:
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{workdir / 'metrics.jsonl'} is damaged ({error}); mend or remove it.") from error
-    lines = filter(_is_evaluation, lines)
-    scores = [line for line in lines if line["step"] == step and not any(n.startswith("train/") for n in line)]
-    return scores[-1] if scores else None
+    """Return the scores of the checkpoint whose parameters are taken, with its step; None if there are none."""
+    scores = {} if step is None else best.read(workdir / "checkpoints" / str(step))
+    return {"step": step, **scores} if scores else None
 
 
 def _is_evaluation(line: Any) -> bool:

@@ -39,15 +39,18 @@ def export(
     _check_target(target, force)
     _check_names("--platforms", platforms, files.PLATFORMS)
     missing = files.missing_for_onnx()
+    said = []
     if formats is None:
         formats = [name for name in files.WRITERS if not (missing and name == "onnx")]
-        said = [f"onnx is left out: {missing}"] if missing else []
+        if missing:
+            said.append(f"onnx is left out: {missing}")
     else:
         _check_names("--format", formats, tuple(files.WRITERS))
-        said = []
         if missing and "onnx" in formats:
             raise UserError(missing)
     trained = _prepared(open_model(reference), reference, fold)
+    if trained.origin:
+        said.append(f"{reference}: {trained.origin}")
     new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         new.mkdir(parents=True)

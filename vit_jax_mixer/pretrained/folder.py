@@ -13,7 +13,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from vit_jax_mixer import files
 from vit_jax_mixer.checkpoints import best as best_lib
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.checkpoints.orbax_path import for_orbax
@@ -134,7 +133,7 @@ def _best(workdir: Path) -> str:
     path = workdir / "config.json"
     if not path.exists():
         return ""
-    checkpoint = files.read_json(path).get("checkpoint")
+    checkpoint = checksums.read_json(path, may_lack_it=True).get("checkpoint")
     best = checkpoint.get("best") if isinstance(checkpoint, dict) else None
     if not isinstance(best, str):
         raise UserError(f"{path} is damaged (it does not say checkpoint.best); restore it, or name a checkpoint.")

@@ -88,6 +88,10 @@ class Checkpoints:
         """Return the newest complete checkpoint's step."""
         return self._manager.latest_step()
 
+    def is_scored(self, step: int) -> bool:
+        """Say whether a checkpoint has scores."""
+        return bool(self._scores.get(step))
+
     def score(self, step: int, scores: best_lib.Scores, *, whole: bool = True) -> None:
         """Add the scores of a checkpoint whose evaluation came after it, as one that is made up for.
 

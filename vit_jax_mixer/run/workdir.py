@@ -1,7 +1,6 @@
 """A run's folder: its files, who may write to it, and what it says of the run that it holds."""
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import files, predictors
+from vit_jax_mixer import predictors
+from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.data import record
 from vit_jax_mixer.errors import UserError, writing
 from vit_jax_mixer.predictors import FILE as MODEL
@@ -113,7 +113,7 @@ class Workdir:
 
     def _recorded(self, name: str) -> dict[str, Any]:
         if os.path.lexists(self.path / name):
-            return files.read_json(self.path / name)
+            return checksums.read_json(self.path / name, may_lack_it=True)
         if name == DATA and os.path.lexists(self.path / MODEL):  # of a run before there were records
             return {"training": {"classes": predictors.read(self.path).class_names}}
         return {}
@@ -129,8 +129,8 @@ class Workdir:
         """Write what the run is that goes on from step ``start``, each file at once or not at all."""
         if jax.process_index() == 0:
             with writing(self.path):
-                files.write_atomically(self.path / DATA, json.dumps(data, indent=1) + "\n")
-                files.write_atomically(self.path / CONFIG, json.dumps(config_lib.as_json(config), indent=2) + "\n")
+                checksums.write_json(self.path / DATA, data)
+                checksums.write_json(self.path / CONFIG, config_lib.as_json(config))
                 if about:
                     about.write(self.path, published)
                 if start:
@@ -150,7 +150,7 @@ class Workdir:
 def remember_checkpoint(path: Path, step: int) -> None:
     """Note, just before a checkpoint is complete, that the run has one, unless that is noted."""
     if not os.path.lexists(path / SAVED):
-        files.write_atomically(path / SAVED, json.dumps({"step": step}) + "\n")
+        checksums.write_json(path / SAVED, {"step": step})
 
 
 def _holds_a_run(path: Path) -> bool:
@@ -160,7 +160,7 @@ def _holds_a_run(path: Path) -> bool:
     """
     if os.path.lexists(path / SAVED):
         try:
-            step = files.read_json(path / SAVED).get("step")
+            step = checksums.read_json(path / SAVED, may_lack_it=True).get("step")
         except UserError:
             return True
         being_written = any((path / "checkpoints").glob(f"{step}.*"))
