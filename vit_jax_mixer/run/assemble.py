@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vit_jax_mixer import files, specs, tasks
-from vit_jax_mixer.checkpoints import best, keeping
+from vit_jax_mixer import specs, tasks
+from vit_jax_mixer.checkpoints import best, checksums, keeping
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
 from vit_jax_mixer.errors import UserError
@@ -105,7 +105,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
         raise UserError(f"{path} has no checkpoint of step {step}, but of {', '.join(map(str, steps))}; name one.")
     if damage := keeping.damage(folder / str(step)):
         raise UserError(f"checkpoint {step} in {path} is damaged ({damage}); name another step.")
-    run = specs.call(Config, files.read_json(path / CONFIG), str(path / CONFIG))
+    run = specs.call(Config, checksums.read_json(path / CONFIG, may_lack_it=True), str(path / CONFIG))
     # It may have run on more devices than there are here.
     parts = assemble(dataclasses.replace(run, parallel="jit"), jax.local_devices()[:1])
     state = checkpoint.read(folder / str(step), parts.shapes(), parts.devices.saved_sharding)
