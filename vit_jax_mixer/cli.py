@@ -14,13 +14,19 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags, logging
 
+from vit_jax_mixer import plugins
 from vit_jax_mixer.errors import UserError, printable
 
 T = TypeVar("T")
+_COMMON = flags.FlagValues()  # of all commands
+_MODULE = flags.DEFINE_list(
+    "module", [], "Modules that a model's description may name; of this folder, or installed.", flag_values=_COMMON
+)
 _SECONDS, _SECONDS_AFTER_ERROR = 60, 10  # that the end of the process may take
 
 
@@ -105,14 +111,21 @@ def _end(code: int) -> None:
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
-    """Take a command's own flags, and those of the libraries, from a command line; return what is left."""
+    """Take a command's own flags, those of all and those of the libraries from a command line; return what is left.
+
+    What it names of a user's own code may be imported.
+    """
     both = flags.FlagValues()
     both.append_flag_values(values)
+    both.append_flag_values(_COMMON)
     if values is not flags.FLAGS:
         both.append_flag_values(flags.FLAGS)
     left = both(argv)
-    for each in (values, flags.FLAGS):
+    for each in (values, _COMMON, flags.FLAGS):
         each.mark_as_parsed()
+    plugins.look_in(Path.cwd())
+    plugins.allow(*_MODULE.value)
+    plugins.allow_all_in(argv)
     if logging.get_verbosity() > logging.FATAL:
         std_logging.getLogger("concurrent.futures").setLevel(std_logging.NOTSET)
     return left
@@ -132,7 +145,8 @@ def _quiet() -> None:
 def _help(values: flags.FlagValues) -> str:
     """Return what the command's own text says, and its flags with what they are if not given."""
     about = (sys.modules["__main__"].__doc__ or "").strip()
-    own = [values[name] for name in sorted(values) if name not in ("flagfile", "undefok")]  # which absl adds to all
+    flags_of = lambda each: [each[name] for name in sorted(each) if name not in ("flagfile", "undefok")]  # absl's own
+    own = flags_of(values) + flags_of(_COMMON)
     shown = lambda flag: f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={flag.serialize().partition('=')[2]}"
     rows = {shown(flag): flag.help for flag in own}
     return "\n".join([_filled(about), "", *in_columns(rows.items()), "", "Libraries log with --verbosity=0."])

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax_mixer import cli
+from vit_jax_mixer import cli, plugins
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.overrides import override
 
@@ -65,6 +65,7 @@ def take(argv: Sequence[str]) -> tuple[list[str], str, ConfigDict]:
     if not reference:
         raise UserError(f"no --config given; choose one, as --config=configs/digits.py, of {_ours()}.")
     config = load(reference)
+    plugins.allow_all_in(given)
     override(config, given)
     return left, reference, config
 
@@ -81,6 +82,7 @@ def load(reference: str) -> ConfigDict:
     """
     name, colon, argument = reference.partition(":")
     path = _find(name)
+    plugins.look_in(path.parent)  # for the whole run, and for the processes that it starts
     with _importable(path.parent), _told(path):
         spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.{path.stem.replace('.', '_')}", path)
         assert spec is not None  # since it ends in .py
@@ -100,6 +102,7 @@ def load(reference: str) -> ConfigDict:
         config = get_config(*arguments)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned a {type(config).__name__}, not a ConfigDict; return it.")
+    plugins.allow_all_in(config.to_dict())
     return config.lock()
 
 
@@ -140,12 +143,10 @@ def _importable(folder: Path) -> Iterator[None]:
     package.__path__ = [place]
     sys.modules[_PACKAGE] = package
     sys.meta_path.append(finder)
-    sys.path.append(place)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        sys.path.remove(place)
         for name in sys.modules.keys() - before:
             file = getattr(sys.modules[name], "__file__", None)
             if name.partition(".")[0] == _PACKAGE or (file and os.path.dirname(file) == place):

@@ -138,7 +138,7 @@ def _of_model(name: str) -> tuple[Parameters, Mapping[str, Any]]:
     """Return what may be set of a model, and the sizes that its name stands for."""
     from vit_jax_mixer import models
 
-    entry = specs.lookup(models.MODELS, name, "config.model.name")
+    entry = models.named(name, "config.model.name")
     return specs.parameters_of(entry.module, ("num_classes", "parent", "name")), entry.sizes
 
 

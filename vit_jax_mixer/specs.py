@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
+from vit_jax_mixer import plugins
 from vit_jax_mixer.errors import UserError, suggest
 
 
@@ -48,8 +49,10 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
 
     Raises:
         UserError: a field that the function does not take, that it needs and is missing, that
-            is not of the type that it is annotated with, or a number that is not `Within` its range.
+            is not of the type that it is annotated with, or a number that is not `Within` its range;
+            or the function, which a person may have named, is none.
     """
+    _check_callable(function, where)
     parameters = parameters_of(function, given)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in _signature(function).parameters.values())
     for name in section:
@@ -66,11 +69,14 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
 def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **given: Any) -> Any:
     """Call the entry of ``table`` that ``spec`` names, with the spec's arguments and ``given``.
 
+    The name may be of a user's own, as ``my_module:blur(2)``.
+
     Raises:
         UserError: no such entry, or arguments that it does not take.
     """
     name, args, kwargs = parse(spec, where)
-    function = lookup(table, name, where)
+    function = plugins.lookup(table, name, where)
+    _check_callable(function, f"{where}: {name}")
     names = list(parameters_of(function, given))
     if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
         raise UserError(f"{where}: {spec!r} has too many arguments; {name} takes {', '.join(names) or 'none'}.")
@@ -78,22 +84,31 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **give
 
 
 def parse(spec: str, where: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Split ``"name(1, key=2)"`` into ``("name", [1], {"key": 2})``; parentheses may be missing.
+    """Split ``"name(1, key=2)"`` into ``("name", [1], {"key": 2})``; the name may be ``module:name``.
+
+    Parentheses may be missing.
 
     Raises:
         UserError: the text is not of that form, or an argument is not a literal.
     """
+    text = spec.strip()
+    module = f"{own[1]}:" if (own := plugins.NAME.match(text)) else ""
     try:
-        node = ast.parse(spec.strip(), mode="eval").body
+        node = ast.parse(text[len(module) :], mode="eval").body
         if isinstance(node, ast.Name):
-            return node.id, [], {}
+            return module + node.id, [], {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
             if len(keywords) == len(node.keywords):  # neither **mapping nor a name given twice
-                return node.func.id, [ast.literal_eval(a) for a in node.args], keywords
+                return module + node.func.id, [ast.literal_eval(a) for a in node.args], keywords
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"{where}: {spec!r} is not of the form name or name(1, key=2) with literal arguments.")
+
+
+def _check_callable(function: object, where: str) -> None:
+    if not callable(function):
+        raise UserError(f"{where} is of type {type(function).__name__}; name a function or a class.")
 
 
 def misfit(value: Any, annotation: Any) -> str:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from vit_jax_mixer import config as config_lib
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data import record
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.data.skipped import Skipped
@@ -55,6 +55,7 @@ def train_and_evaluate(
         UserError: what the user can mend, in one sentence; what was trained until then is saved.
     """
     # --- From the config to the parts ---
+    plugins.allow_all_in(config.to_dict())
     run = config_lib.Config.of(config)
     processes.check_same(repr(config), "the config")
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import layers
 from vit_jax_mixer.models.gmlp import GMlp
@@ -77,13 +77,27 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
+def named(name: str, where: str) -> Entry:
+    """Return what a name stands for: one of ours, or a user's module or `Entry`, as ``my_module:MyMixer``.
+
+    Raises:
+        UserError: there is none of that name, or it is no model.
+    """
+    found = plugins.lookup(MODELS, name, where)
+    entry = found if isinstance(found, Entry) else Entry(found, {})
+    fields = getattr(entry.module, "__dataclass_fields__", {})
+    if not (isinstance(entry.module, type) and issubclass(entry.module, nn.Module) and "num_classes" in fields):
+        raise UserError(f"{where}: {name!r} is no flax.linen.Module with the attribute num_classes; name one.")
+    return entry
+
+
 def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     """Return the module of that name, with any of its attributes overridden.
 
     Raises:
         UserError: the name or an override is not known, with the nearest that is; or a value makes no sense.
     """
-    entry = specs.lookup(MODELS, name, "model name")
+    entry = named(name, "model name")
     fields = {**entry.sizes, **overrides}
     dtype = fields.get("dtype", "float32")
     if dtype not in (*FLOATS, *map(jnp.dtype, FLOATS), *(getattr(jnp, known) for known in FLOATS)):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source
@@ -228,10 +228,11 @@ outputs = jax.jit(trained.outputs)(trained.params, images)"""
 def _operations(eval_ops: str) -> list[dict[str, str]]:
     """Return the operations with what they do, and who does it: 'you', or 'the model'."""
     found = []
-    for part in eval_ops.split("|"):
+    outside = len(images.parse(eval_ops, "eval_ops").host)
+    for i, part in enumerate(eval_ops.split("|")):
+        inside = i >= outside
         name, _, _ = specs.parse(part, "eval_ops")
-        inside = name in images.DEVICE_OPS
-        function = (images.DEVICE_OPS if inside else images.HOST_OPS)[name]
+        function = plugins.lookup({**images.HOST_OPS, **images.DEVICE_OPS}, name, "eval_ops")
         does = (inspect.getdoc(function) or "").partition("\n")[0]
         found.append({"operation": part.strip(), "does": does, "by": "the model" if inside else "you"})
     return found

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import FLOATS, stacked
 from vit_jax_mixer.specs import Share, Within
@@ -45,7 +45,7 @@ def create(
         raise UserError(
             f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
         )
-    decay = specs.lookup(SCHEDULES, schedule, "config.optim.schedule")(learning_rate, steps - warmup_steps)
+    decay = plugins.lookup(SCHEDULES, schedule, "config.optim.schedule")(learning_rate, steps - warmup_steps)
     rate = optax.join_schedules(
         [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)), decay], [warmup_steps]
     )

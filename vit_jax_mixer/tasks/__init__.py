@@ -1,10 +1,10 @@
-"""What can be learnt: each file here but `base` and `images` is a task of that name."""
+"""What can be learnt: each file here but `base` and `images` is a task of that name; a user's own is a module of theirs."""
 
 import importlib
 import pkgutil
 from collections.abc import Callable
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState
@@ -32,6 +32,10 @@ def create(run: Config) -> Task:
 
 
 def creator(name: str) -> Callable[..., Task]:
-    """Return the function that makes the task of that name, which takes the fields of ``config.task``."""
-    specs.lookup(dict.fromkeys(list_tasks()), name, "config.task.name")
-    return importlib.import_module(f"{__name__}.{name}").create
+    """Return the function that makes the task of that name, which takes the fields of ``config.task``.
+
+    A name that is none of ours is that of a user's module with such a function ``create``, or ``module:create``.
+    """
+    if name in list_tasks():
+        return importlib.import_module(f"{__name__}.{name}").create
+    return plugins.lookup(dict.fromkeys(list_tasks()), name, "config.task.name", alone="create")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import models, pretrained, probes, specs
+from vit_jax_mixer import models, plugins, pretrained, probes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
@@ -70,7 +70,7 @@ class Classification(Task):
         self.init_from = init_from
         self.init_resize = init_resize
         self._about = about
-        self._loss = specs.lookup(LOSSES, loss, "config.task.loss")
+        self._loss = plugins.lookup(LOSSES, loss, "config.task.loss")
         self._probes: dict[str, tuple[probes.Probe, ...]] = {}  # by the dataset that they learn from
 
     def probe(self, probing: tuple[probes.Probe, ...], examples: int) -> None:

@@ -2,11 +2,14 @@
 
 Host operations run in NumPy, OpenCV, Pillow and libjpeg-turbo on one image, u8[H, W, C]: `decoding`,
 `geometry`, `augment`. The last ones of the list may be device operations (`device`), which run
-inside the jitted step on a batch. docs/data.md has a table of all.
+inside the jitted step on a batch. docs/data.md has a table of all; one of a user's own is
+``my_module:blur(2)``, and docs/extending.md says what it must be.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import jax
@@ -104,11 +107,24 @@ def parse(spec: str, where: str) -> Ops:
     if "random_erase" in names and not any(i < names.index("random_erase") for i in scaling):
         raise UserError(f"{where}: random_erase fills in values around 0; put it after value_range or normalize.")
     for name, part in zip(names, spec.split("|"), strict=True):
-        if device and name not in DEVICE_OPS:
-            raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
         try:
             op = specs.build({**HOST_OPS, **DEVICE_OPS}, part, where)
+            on_device = name in DEVICE_OPS or (name not in HOST_OPS and _is_of_batch(op, name))
         except UserError as error:  # an operation itself does not know its field
             raise UserError(str(error) if where in str(error) else f"{where}: {part.strip()[:60]}: {error}") from error
-        (device if name in DEVICE_OPS else host).append(op)
-    return Ops(tuple(host), tuple(device), decodes=names[0].startswith("decode"), scales=bool(scaling))
+        if device and not on_device:
+            raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
+        (device if on_device else host).append(op)
+    decodes = names[0].rpartition(":")[2].startswith("decode")
+    scales = bool(scaling) or any(getattr(op, "scales", False) for op in device)  # a user's own says so
+    return Ops(tuple(host), tuple(device), decodes, scales)
+
+
+def _is_of_batch(op: Any, name: str) -> bool:
+    """Say whether a user's own operation runs in the step: whether it takes (images, targets, key), or (image, rng)."""
+    count = len(inspect.signature(op).parameters) if callable(op) else 0
+    if count not in (2, 3):
+        raise UserError(
+            f"{name} must return an op(image, rng), or an op(images, targets, key) for a batch in the step."
+        )
+    return count == 3

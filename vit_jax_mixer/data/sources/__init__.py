@@ -17,6 +17,7 @@
 ``hf:/DIR``, ``hf:/FILE.parquet``  a dataset that `save_to_disk` wrote, or Parquet files
 ``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
                                    without its pictures
+``MODULE:NAME[:PLACE]``            a user's own function from PLACE to splits; see docs/extending.md
 =================================  ===============================================================
 
 Fields of ``tfds:`` and ``hf:`` go by their types and usual names (image, img, pixel_values; label, labels,
@@ -32,7 +33,7 @@ so a slice is a fair part of all classes. Their classes are in the order of name
 
 from collections.abc import Callable, Mapping
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data.sources.base import RandomAccess, Source, Splits
 from vit_jax_mixer.data.sources.blank import open_blank
 from vit_jax_mixer.data.sources.folder import open_folder
@@ -62,7 +63,10 @@ def open_splits(name: str) -> Splits:
         UserError: no such kind or dataset.
     """
     kind, _, place = name.partition(":")
-    return specs.lookup(KINDS, kind, f"data source {name!r}, before its colon")(place)
+    where = f"data source {name!r}, before its colon"
+    if kind not in KINDS and (own := plugins.NAME.match(name)) and name[own.end() : own.end() + 1] in ("", ":"):
+        return specs.call(plugins.lookup(KINDS, own[0], where), {}, where, place=name[own.end() + 1 :])
+    return specs.lookup(KINDS, kind, where)(place)
 
 
 def open_source(name: str, split: str, skip_bad: bool = True) -> Source:

@@ -1,0 +1,108 @@
+"""Names of a user's own code: where it is found, when it may run, and what is said of what is wrong."""
+
+import re
+import sys
+
+import pytest
+
+from vit_jax_mixer import plugins, specs
+from vit_jax_mixer.errors import UserError
+
+OURS = {"blur": lambda: "ours"}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write modules beside a config, as a fresh process finds them."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(plugins, "_folders", [])
+    before = set(sys.modules)
+    plugins.look_in(tmp_path)
+
+    def write(**modules):
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return tmp_path
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_name_of_ours_or_of_a_module(write):
+    write(mine="def blur(size=1):\n    return size\n")
+    plugins.allow("mine")
+    assert specs.build(OURS, "blur", "here") == "ours"
+    assert specs.build(OURS, "mine:blur", "here") == 1
+    assert specs.build(OURS, " mine:blur(size=2) ", "here") == 2
+    assert plugins.lookup({}, "mine", "here", alone="blur")() == 1
+
+
+def test_a_module_runs_only_where_the_user_names_it(write):
+    folder = write(mine="open(__file__ + '.ran', 'w').close()\nblur = 3\n")
+    with pytest.raises(UserError, match=r"^a.json: 'mine:blur' is code of the module mine.*pass --module=mine if you"):
+        plugins.lookup(OURS, "mine:blur", "a.json")
+    with pytest.raises(UserError, match="pass --module=mine"):
+        plugins.lookup(OURS, "mine", "a.json", alone="blur")
+    with pytest.raises(UserError, match="pass --module=subprocess"):
+        plugins.lookup(OURS, "subprocess:run", "a.json")
+    assert not list(folder.glob("*.ran"))
+    plugins.allow("mine")
+    assert plugins.lookup(OURS, "mine:blur", "a.json") == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        ({"model": {"name": "mine:Mixer"}}, {"mine", "mine:Mixer"}),
+        ({"task": {"name": "my.task"}}, {"my.task"}),
+        ({"task.name": "mine"}, {"mine"}),
+        ({"data": {"ops": "decode(3)|mine:blur(2)| yours.ops:noise"}}, {"mine", "yours.ops"}),
+        (["--data=mine:rows:/place", "--x=http://a:80/b"], {"mine"}),
+        ({"sizes": (1, 2.5, None, True)}, set()),
+    ],
+)
+def test_what_a_config_or_a_command_line_names_may_run(write, config, allowed):
+    plugins.allow_all_in(config)
+    assert plugins._allowed == allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("blurr", r"^here: 'blurr' is not known; did you mean 'blur'\? Known: blur\.$"),
+        ("min:blur", r"^here: 'min:blur': there is no module 'min' in /.*, what is installed.* Known: blur\.$"),
+        ("mine:blurr", r"^here: the module mine has no 'blurr'; did you mean 'blur'\? Known: blur, number\.$"),
+        ("mine.sub:blur", r"there is no module 'mine\.sub'"),
+        ("mine:number", r"^here: mine:number is of type int; name a function or a class\.$"),
+        ("mine:blur(3, 4)", r"^here: 'mine:blur\(3, 4\)' has too many arguments; mine:blur takes size\.$"),
+        ("mine:blur(width=3)", r"^here: mine:blur has no field 'width'.*Known: size\.$"),
+        ("mine:blur:x", r"^here: 'mine:blur:x' is not of the form name or name\(1, key=2\)"),
+        ("mine:", "is not of the form"),
+        (":blur", "is not of the form"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence(write, name, sentence):
+    write(mine="def blur(size=1):\n    return size\nnumber = 3\n")
+    plugins.allow("mine", "min", "mine.sub")
+    with pytest.raises(UserError, match=sentence):
+        specs.build(OURS, name, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("import no_such_package\n", ModuleNotFoundError), ("x = {}['a']\n", KeyError), ("def x(:\n", SyntaxError)],
+)
+def test_a_defect_of_a_module_keeps_its_traceback(write, text, error):
+    write(mine=text)
+    plugins.allow("mine")
+    with pytest.raises(error):
+        plugins.lookup(OURS, "mine:x", "here")
+
+
+def test_a_file_that_another_module_hides_is_told(write):
+    folder = write(colorsys="def blur():\n    return 1\n")
+    plugins.allow("colorsys")
+    with pytest.raises(UserError, match=re.escape(f"which hides {folder / 'colorsys.py'}; rename your file.")):
+        plugins.lookup(OURS, "colorsys:blur", "here")
