@@ -1,10 +1,12 @@
 """Names of a user's own code: where it is found, when it may run, and what is said of what is wrong."""
 
 import re
+import subprocess
 import sys
 
 import pytest
 
+from tests.helpers import ROOT, assert_one_sentence, command, environment
 from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.errors import UserError
 
@@ -106,3 +108,22 @@ def test_a_file_that_another_module_hides_is_told(write):
     plugins.allow("colorsys")
     with pytest.raises(UserError, match=re.escape(f"which hides {folder / 'colorsys.py'}; rename your file.")):
         plugins.lookup(OURS, "colorsys:blur", "here")
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_docs_run(tmp_path):
+    text = (ROOT / "docs/extending.md").read_text()
+    code = dict(zip(("mine.py", "own.py"), re.findall(r"```python\n(.*?)```", text, re.DOTALL), strict=True))
+    for name, content in code.items():
+        (tmp_path / name).write_text(content)
+    commands = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert commands
+    line = commands[1].replace("python -m", f"{sys.executable} -m")
+    done = subprocess.run(
+        ["bash", "-euc", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy            100.00 %" in done.stdout
+    assert (tmp_path / "exported/model.stablehlo").exists()
+    sentence = command("predict", f"--model={tmp_path / 'run'}", ROOT / "docs")
+    assert_one_sentence(sentence, "there is no module 'mine'")

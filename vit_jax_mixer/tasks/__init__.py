@@ -1,4 +1,4 @@
-"""What can be learnt: each file here but `base` and `images` is a task of that name; a user's own is a module of theirs."""
+"""What can be learnt: each file here but `base` and `images` is a task of that name; your own is a module of yours."""
 
 import importlib
 import pkgutil
