@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -249,6 +250,39 @@ def test_a_dead_worker_process_ends_in_one_sentence():
             os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(UserError, match=r"a process that reads data died.*lower config\.loader\.workers"):
             list(itertools.islice(batches, 1000))
+
+
+@pytest.mark.slow
+def test_a_worker_process_whose_reader_was_killed_before_it_could_look_ends(tmp_path):
+    script = tmp_path / "reader.py"
+    script.write_text("""\
+import multiprocessing, os, signal, sys, time
+from vit_jax_mixer.data.pipeline import _end_with_parent
+
+def work(begun):
+    begun.set()
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.1)
+    _end_with_parent()  # as Grain calls it, after imports of seconds
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    worker = context.Process(target=work, args=(begun,))
+    worker.start()
+    begun.wait()
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    reader = subprocess.Popen([sys.executable, script], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    with reader:
+        pid = int(reader.stdout.readline())
+        # The worker holds the other end, so that the pipe ends with it.
+        ended = bool(select.select([reader.stdout], [], [], 60)[0])
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+        assert ended
 
 
 def test_worker_processes_end_with_their_reader():

@@ -255,7 +255,8 @@ def cores() -> int:
 def _end_with_parent(*_: int) -> None:
     """Let a worker process end when the process that started it was killed, and leave Ctrl-C to that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of them
-    parent = os.getppid()
+    creator = multiprocessing.parent_process()  # not getppid(): it may have been killed before this line
+    parent = creator.pid if creator else os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
