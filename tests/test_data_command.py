@@ -124,7 +124,7 @@ def test_names_of_any_bytes_are_shown_and_listed(tmp_path):
 
 def test_what_it_cannot_do_is_one_sentence(photos, tmp_path):
     assert_one_sentence(command("data"), "name one dataset")
-    assert_one_sentence(command("data", "fodler:x"), "'fodler' is not known", "did you mean 'folder'")
+    assert_one_sentence(command("data", "fodler:x"), "there is no module 'fodler'", "did you mean 'folder'")
     assert_one_sentence(command("data", f"folder:{tmp_path}/x"), f"{tmp_path}/x is not a folder")
     assert_one_sentence(command("data", f"folder:{photos}", "--build"), "--build prepares datasets of TFDS")
     assert_one_sentence(command("data", f"folder:{photos}", "--ops=decode(3)|flip"), "--ops: 'flip' is not known")

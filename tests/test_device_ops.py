@@ -137,6 +137,8 @@ def test_evaluation_has_no_random_operation(batch, spec):
     ("spec", "message"),
     [
         ("mixup(0)", "alpha must be above 0"),
+        ("mixup(1e-320)", "alpha must be above 0"),
+        ("value_range(0, 1e-320)", "is no range"),
         ("mixup_or_cutmix(switch=2)", "switch is 2; it must be from 0 to 1"),
         ("value_range(0, 1)|random_erase(mode='blue')", "mode: 'blue' is not known.*Known: noise, zero"),
         ("value_range(0, 1)|random_erase(2)", "probability is 2; it must be from 0 to 1"),
@@ -146,6 +148,11 @@ def test_evaluation_has_no_random_operation(batch, spec):
 def test_arguments_that_cannot_work_are_one_sentence(spec, message):
     with pytest.raises(UserError, match=message):
         images.parse(spec, "here")
+
+
+@pytest.mark.parametrize("spec", ["value_range(0, 1)|random_erase(1, 'zero', 1, 1)", "mixup_or_cutmix(1, 1, 1, 0)"])
+def test_a_share_may_be_a_whole_number(batch, spec):
+    jax.eval_shape(compiled(spec), *map(jnp.asarray, batch), jax.random.key(0))
 
 
 def test_normalizing_other_channels_is_one_sentence(batch):

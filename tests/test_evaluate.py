@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -370,4 +371,6 @@ def test_the_folder_of_the_model_takes_the_files_by_default(digits_run, tmp_path
     door.main(["evaluate"])
     assert f"{run}/evaluation has metrics.json" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    assert door._folder_of("Mixer-B/16:imagenet1k") == door._folder_of(f"{run}/checkpoints") == Path()
+    of_run = ("", "#raw", "/checkpoints", f"/checkpoints/{max(os.listdir(run / 'checkpoints'))}")
+    assert {door._folder_of(f"{run}{end}") for end in of_run} == {run}
+    assert door._folder_of("Mixer-B/16:imagenet1k") == door._folder_of(f"{tmp_path}/none") == Path()

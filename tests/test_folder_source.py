@@ -155,7 +155,8 @@ def test_what_is_no_image_is_passed_over_and_listed_all_at_once(tmp_path):
 
 SYSTEM = (
     "@eaDir|#recycle|#snapshot|__MACOSX|.AppleDouble|$RECYCLE.BIN|System Volume Information|lost+found|@Recycle|@tmp"
-    "|.ipynb_checkpoints|~snapshot|.thumbnails|.Trash-1000"
+    "|.ipynb_checkpoints|~snapshot|.thumbnails|.Trash-1000|FOUND.001|$Extend|LOST.DIR|@SynoResource|_NAS_Recycle_RAID"
+    "|@GMT-2024.01.02-03.04.05|Cleanup At Startup"
 )
 
 
@@ -164,7 +165,8 @@ def test_folders_of_the_system_are_no_classes(tmp_path, folder):
     name = make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png")
     for place in (".", "train", "train/a", "train/b"):
         make(tmp_path / place / folder, "0.png/SYNOPHOTO_THUMB_M.png", "._1.png", "x/y.png")
-    make(tmp_path / "train/a", "Thumbs.db", "desktop.ini", ".DS_Store", "._1.png")
+    make(tmp_path / "train/a", "Thumbs.db", "desktop.ini", ".DS_Store", "._1.png", "~$a.docx")
+    make(tmp_path / "train/a", "1.png:Zone.Identifier", "1.png@SynoEAStream")
     source = open_source(name, "train", skip_bad=False)
     assert source.class_names == ("a", "b")
     assert len(source.examples) == 2
@@ -183,6 +185,9 @@ def test_folders_of_the_system_are_no_classes(tmp_path, folder):
         (("train/a/1.png", "test.zip"), {"train", "test"}),
         (("a/1.png", "b/x/1.png"), {"b", "all"}),
         (("test/1.png", "control/1.png"), {"all"}),
+        (("train2017/a/1.png", "val2017/a/1.png"), {"train2017", "val2017"}),
+        (("seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"), {"seg_train", "seg_test"}),
+        (("bullet_train/a/1.png", "car/a/1.png"), {"bullet_train", "car", "all"}),
     ],
 )
 def test_splits_are_known_by_their_usual_names(tmp_path, files, splits):
@@ -209,7 +214,6 @@ def test_a_split_under_another_name_has_the_classes_of_training(tmp_path):
             "all",
             "/a holds test and train, which",
         ),
-        (("train/train/a/1.png", "test/test/a/1.png"), "train", "{0}/train holds train, .*name .*folder:{0}/train"),
         (("train/1.png", "test/1.png"), "all", "{0} holds test and train, which are splits by their names, and no cl"),
         (("train/1.png",), "all", "{0} holds train, which"),
         (("train/a/1.png", "test/1.png"), "test", "{0}/test holds 1.png outside the class folders"),
@@ -232,6 +236,19 @@ def test_an_archive_is_no_folder(tmp_path):
     assert "photos.tar.xz is packed; unpack it" in failure(f"manifest:{tmp_path}/photos.tar.xz")
     assert "is not a folder" in failure("folder:")
     assert "is not a folder" in failure("folder:~nobody-of-that-name/x")
+
+
+def test_a_split_may_lie_in_a_folder_of_its_own_name(tmp_path):
+    name = make(tmp_path, "seg_train/seg_train/a/1.png", "seg_train/seg_train/b/1.png", "seg_test/seg_test/b/1.png")
+    assert open_source(name, "train").class_names == ("a", "b")
+    assert items(open_source(name, "test")) == [(f"{tmp_path}/seg_test/seg_test/b/1.png", 1)]
+
+
+def test_splits_by_names_of_their_own_are_noted(tmp_path):
+    name = make(tmp_path, "fold1/a/1.png", "fold1/b/1.png", "fold2/a/1.png", "fold2/b/1.png")
+    assert "if 'fold1', 'fold2' are splits" in open_source(name, "all").notes[0]
+    make(tmp_path, "fold2/c/1.png")
+    assert open_source(name, "all").notes == ()
 
 
 def test_what_makes_classes_odd_is_noted(tmp_path):

@@ -88,6 +88,32 @@ def test_parquet_files_give_splits_by_their_names(tmp_path):
     assert len(list((tmp_path / "data").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "found", "note"),
+    [
+        (("TRAIN", "TEST"), {"train": 1, "test": 2}, ""),  # which datasets would join
+        (("data/Training", "data/valid"), {"train": 1, "validation": 2}, ""),
+        (("part", "test"), {"test": 2}, "no split has 'part.parquet'"),
+        (("part-a", "part-b"), {"train": 3}, ""),
+    ],
+)
+def test_no_parquet_file_is_lost_or_in_another_split(tmp_path, names, found, note):
+    for rows, name in enumerate(names, 1):
+        path = tmp_path / "a [1]" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table([1] * rows, features=CLASSES).to_parquet(path)
+    splits = {split: opened() for split, opened in open_splits(f"hf:{tmp_path}/a [1]").items()}
+    assert {split: len(source.examples) for split, source in splits.items()} == found
+    assert all(note in " ".join(source.notes) for source in splits.values())
+
+
+def test_parquet_files_of_which_one_is_no_training_are_one_sentence(tmp_path):
+    for name in ("part", "TEST"):
+        table([1], features=CLASSES).to_parquet(tmp_path / f"{name}.parquet")
+    assert "'TEST.parquet' is no file for training by its name" in failure(f"hf:{tmp_path}", "train")
+    assert "names a field twice" in failure(f"hf:{tmp_path},label=a,label=b", "train")
+
+
 def test_bytes_of_parquet_files_without_features_are_images(tmp_path):
     images = [png(i) for i in range(3)]
     for name, column in (("image", images), ("img", [{"bytes": data, "path": None} for data in images])):

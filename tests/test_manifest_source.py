@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_folder_source import failure, items
 from tests.test_sources import pixels, write_image
-from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.errors import UserError
 
 
@@ -120,6 +120,18 @@ def test_labels_are_whole_numbers_by_value(tmp_path):
     assert read["x"].class_names == read["y"].class_names == ("-1", "1", "10", "9999999999")
     pq.write_table(pa.table({"path": ["a", "b", "c"], "label": [1.0, 2.0, 10.0]}), tmp_path / "list.parquet")
     assert open_source(f"manifest:{tmp_path}/list.parquet", "all").class_names == ("1", "2", "10")
+
+
+def test_blanks_around_a_split_are_none_of_its_name(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,split\na,x,train\nb,y, train\nc,x,train \nd,y,test\n")
+    assert set(open_splits(f"manifest:{tmp_path}/list.csv")) == {"train", "test"}
+    assert len(open_source(f"manifest:{tmp_path}/list.csv", "train").examples) == 3
+
+
+@pytest.mark.parametrize("label", [1e300, float("inf"), 2.0**53])
+def test_a_float_that_is_no_exact_number_is_no_label(tmp_path, label):
+    pq.write_table(pa.table({"path": ["a", "b"], "label": [label, 2.0]}), tmp_path / "list.parquet")
+    assert "no whole number" in failure(f"manifest:{tmp_path}/list.parquet", "all")
 
 
 def test_a_manifest_takes_no_more_than_a_list_of_images_does(tmp_path):

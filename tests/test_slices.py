@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax_mixer.data.sources import Source, open_source
-from vit_jax_mixer.data.sources.slices import open_expression, role
+from vit_jax_mixer.data.sources.slices import find, open_expression, role
 from vit_jax_mixer.errors import UserError
 
 BOUNDS = ["", "0", "1", "7", "-1", "-7", "100", "-100", "1437", "-1437", "1438"]
@@ -103,6 +103,30 @@ def test_a_split_is_found_by_another_usual_name():
         open_expression(both, "validation", "x")
     with pytest.raises(UserError, match="no split 'test'"):
         open_expression(splits(train=1, val=1), "test", "x")
+
+
+def test_splits_are_known_by_their_last_words_where_several_have_one():
+    assert find("train", ["seg_train", "seg_test", "seg_pred"]) == "seg_train"
+    assert find("validation", ["train2017", "val2017"]) == "val2017"
+    assert find("train", ["bullet_train", "car"]) is None
+
+
+def test_another_split_for_the_same_is_told():
+    read = splits(train=3, Train=2, val=1)
+    assert open_expression(read, "train", "x").notes == ("x, split train, leaves out 'Train'.",)
+    assert open_expression(read, "val", "x").notes == ()
+
+
+def test_a_name_of_a_split_may_look_like_an_expression():
+    read = splits(**{"train+extra": 2, "x[1]": 1})
+    assert items(open_expression(read, "train+extra", "x")) == ["train+extra 0", "train+extra 1"]
+    assert items(open_expression(read, "x[1]", "x")) == ["x[1] 0"]
+
+
+@pytest.mark.parametrize("bound", ["-0", "-0%", "-0.0%"])
+def test_the_last_none_are_none(bound):
+    assert not items(open_expression(splits(train=10), f"train[{bound}:]", "x"))
+    assert len(items(open_expression(splits(train=10), f"train[:{bound}]", "x"))) == 10
 
 
 @pytest.mark.parametrize("name", ["trainer", "evaluate", "contest", "tests", "training_day", "vale", "", "dev/test"])

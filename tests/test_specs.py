@@ -34,6 +34,11 @@ def test_a_value_that_fits_is_passed_on():
     assert specs.call(ask, {"count": 2, "rate": 1, "maybe": None}, "config.x") == (2, 1, None, "")
 
 
+def test_a_whole_number_for_a_float_is_one():
+    found = specs.call(ask, {"count": 2, "rate": 1, "maybe": 3}, "config.x")
+    assert [type(value) for value in found[:3]] == [int, float, float]
+
+
 @pytest.mark.parametrize("kind", [TypeError, ValueError, AttributeError, AssertionError])
 def test_what_a_callee_raises_is_a_defect_and_goes_through(kind):
     def broken():

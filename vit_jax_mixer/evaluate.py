@@ -114,9 +114,13 @@ def _of(trained: "Trained") -> str:
 
 
 def _folder_of(model: str) -> Path:
-    """Return the folder of a workdir or an export; the one where we are for other models."""
-    folder = Path(model).expanduser()
-    return folder if (folder / "model.json").is_file() else Path()
+    """Return the folder of a workdir, also of a checkpoint in it, or an export; the one where we are for others."""
+    from vit_jax_mixer.pretrained import folder, trees
+
+    given = Path(trees.split(model)[0]).expanduser()
+    place = folder.run_of(given)
+    place = given if place == given.absolute() else place
+    return place if (place / "model.json").is_file() else Path()
 
 
 def _evaluate_by_probes(model: str, data: str, out: Path) -> None:

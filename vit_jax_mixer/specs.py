@@ -63,7 +63,12 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
             raise UserError(f"{where} lacks the field {name!r}; add it.")
         if name in section and (expected := misfit(section[name], parameter.annotation)):
             raise UserError(f"{where}: {name} is {_short(section[name])}; it must be {expected}.")
-    return function(**given, **section)
+    takes = {name: _kinds(parameter.annotation) for name, parameter in parameters.items()}
+    # A whole number may be written for a float; who takes floats need not know of it.
+    whole = {
+        n: float(v) for n, v in section.items() if type(v) is int and {float, int} & set(takes.get(n, ())) == {float}
+    }
+    return function(**given, **{**section, **whole})
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: str, where: str, **given: Any) -> Any:
@@ -114,14 +119,12 @@ def _check_callable(function: object, where: str) -> None:
 def misfit(value: Any, annotation: Any) -> str:
     """Return what a value must be, by the annotation of its parameter; '' if it is, or if that says nothing plain."""
     within = [part for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Within)]
-    if typing.get_origin(annotation) is Annotated:
-        annotation = annotation.__origin__
-    kinds = annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = _kinds(annotation)
     if not all(kind in (int, float, str, bool, types.NoneType) for kind in kinds):
         return ""  # checked where it is used
     truth = isinstance(value, bool)  # which Python counts among the integers
-    if not (bool in kinds if truth else isinstance(value, kinds) or (float in kinds and isinstance(value, int))):
-        return f"of type {getattr(annotation, '__name__', annotation)}"
+    if not (bool in kinds if truth else isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))):
+        return f"of type {' or '.join('None' if kind is types.NoneType else kind.__name__ for kind in kinds)}"
     if isinstance(value, (int, float)) and not truth:
         if not -(2**63) <= value < 2**63:  # a number that is not finite, too
             return "a finite number of 64 bits"
@@ -129,6 +132,13 @@ def misfit(value: Any, annotation: Any) -> str:
             if not one.least <= value <= one.most:
                 return str(one)
     return ""
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types that an annotation is one of."""
+    if typing.get_origin(annotation) is Annotated:
+        annotation = annotation.__origin__
+    return list(typing.get_args(annotation)) if isinstance(annotation, types.UnionType) else [annotation]
 
 
 def _short(value: Any) -> str:

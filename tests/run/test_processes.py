@@ -176,7 +176,8 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
         ({"SLURM_NTASKS": "8"}, None, None),  # in the batch script itself, outside of srun
         ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, None, {}),
         ({"TPU_WORKER_HOSTNAMES": "t-0"}, None, None),
-        ({"WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1"}, None, None),
+        ({"WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1", "RANK": "0", "PMIX_RANK": "0"}, None, None),
+        ({**STEP, "PMIX_RANK": "1"}, None, {}),
         ({"WORLD_SIZE": "4"}, False, None),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, True, {}),  # JAX may find the others
     ],
@@ -204,6 +205,9 @@ def test_the_environment_says_who_the_others_are(environ, wanted, expected):
         ({ADDRESS: "host:" + "9" * 5000, COUNT: "2", INDEX: "0"}, ["it must be HOST:PORT"]),
         ({ADDRESS: "host:0", COUNT: "2", INDEX: "0"}, ["it must be HOST:PORT"]),
         ({ADDRESS: "host:1", COUNT: "9" * 5000, INDEX: "0"}, ["they must be numbers"]),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, ["SLURM_STEP_NODELIST not set", "--nodistributed"]),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, ["OMPI_COMM_WORLD_RANK is 1", "mpirun", "--nodistributed"]),
+        ({"PMIX_RANK": "3"}, ["PMIX_RANK is 3", "--nodistributed"]),
         ({"WORLD_SIZE": "8", "RANK": "0"}, ["WORLD_SIZE is 8", "torchrun", "--nodistributed"]),
         ({ADDRESS: "host:1", COUNT: "2"}, [f"but not {INDEX};"]),
         ({ADDRESS: "host", COUNT: "2", INDEX: "0"}, [f"{ADDRESS} is 'host'; it must be HOST:PORT"]),

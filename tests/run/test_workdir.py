@@ -154,6 +154,7 @@ DAMAGE = {
     "deep": lambda path: path.write_text("[" * 100_000),
     "deep_value": lambda path: path.write_text('{"steps": ' + "[" * 900 + "]" * 900 + ', "training": 3}'),
     "types": lambda path: path.write_text('{"training": {"classes": 3}, "optim": 3, "task": [1]}'),
+    "step": lambda path: path.write_text('{"step": "/", "steps": -1}'),
     "pipe": make_pipe,
     "folder": lambda path: path.mkdir(),
     "sparse": make_sparse,

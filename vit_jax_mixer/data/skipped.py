@@ -1,11 +1,15 @@
 """The record of bad examples that a run left out (``config.data.on_bad_example='skip'``)."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vit_jax_mixer import files
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.errors import writing
+
+_MOST = 1 << 30  # bytes of the list
 
 
 class Skipped:
@@ -29,7 +33,8 @@ class Skipped:
         self._seen: set[tuple[int, int]] = set()
         # Names of files need not be UTF-8.
         self._text: Any = dict(encoding="utf-8", errors="surrogateescape")
-        self._lines = set(self._path.read_text(**self._text).splitlines()) if self._path.exists() else set()
+        listed = files.read_bytes(self._path, _MOST) if os.path.lexists(self._path) else b""
+        self._lines = set(listed.decode(**self._text).splitlines())
 
     def __call__(self, dataset: Dataset, index: int) -> None:
         """List an example, unless it is listed."""

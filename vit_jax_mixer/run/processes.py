@@ -29,6 +29,17 @@ _OTHERS = {
     "JSM_NAMESPACE_SIZE": "jsrun",
     "WORLD_SIZE": "torchrun, or another launcher for PyTorch,",
 }
+# The same for the number of this process, where a container passes on only some variables.
+_RANKS = {
+    "OMPI_COMM_WORLD_RANK": "Open MPI's mpirun",
+    "PMI_RANK": "mpiexec",
+    "PMIX_RANK": "a launcher that has PMIx",
+    "MV2_COMM_WORLD_RANK": "MVAPICH's mpirun",
+    "FLUX_TASK_RANK": "flux",
+    "JSM_NAMESPACE_RANK": "jsrun",
+    "PALS_RANKID": "PALS' aprun",
+    "RANK": "torchrun, or another launcher for PyTorch,",
+}
 _PEER = "(?i)gloo|nccl|peer|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED"  # in what JAX says of others
 
 
@@ -77,7 +88,8 @@ def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[st
         return None
     if any(environ.get(name) for name in _PLAIN):
         return _plain(environ)
-    if "SLURM_STEP_NODELIST" in environ and (tasks := _slurm_tasks(environ)) > 1:
+    in_step = "SLURM_STEP_NODELIST" in environ or environ.get("SLURM_STEP_NUM_TASKS")
+    if in_step and (tasks := _slurm_tasks(environ)) > 1:
         _check_slurm(environ, tasks)
         if wanted is None:
             _check_others(environ, tasks)  # as mpirun's, whose daemons are the tasks of the step
@@ -96,9 +108,11 @@ def arguments(environ: Mapping[str, str], wanted: bool | None = None) -> dict[st
 
 def _check_others(environ: Mapping[str, str], expected: int) -> None:
     """Raise a `UserError` if another launcher has started more processes, or other ones, than is expected."""
-    for name, launcher in _OTHERS.items():
+    sizes = {name: (launcher, (1, expected)) for name, launcher in _OTHERS.items()}
+    ranks = {name: (launcher, (0,)) for name, launcher in _RANKS.items() if expected == 1}
+    for name, (launcher, fitting) in {**sizes, **ranks}.items():
         text = environ.get(name, "")
-        if _is_number(text) and int(text) not in (1, expected):
+        if _is_number(text) and int(text) not in fitting:
             raise UserError(
                 f"{name} is {text}, since {launcher} has started several processes, which would train side "
                 f"by side in one workdir; set {', '.join(_PLAIN)} in each for one run of all, or pass --distributed "

@@ -17,9 +17,9 @@ class Trace:
 
     def __init__(self, steps: str, workdir: Path, start: int, end: int) -> None:
         """Take ``config.profile``; the run makes the steps ``start + 1`` to ``end``."""
-        match = re.fullmatch(r"(\d+):(\d+)", steps) if steps else None
+        match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", steps) if steps else None
         if steps and (not match or not 1 <= int(match[1]) <= int(match[2])):
-            raise UserError(f"config.profile is {steps!r}; name the first and the last step to trace, as '10:15'.")
+            raise UserError(f"config.profile is {steps[:80]!r}; name the first and the last step to trace, as '10:15'.")
         first, last = (int(match[1]), int(match[2])) if match else (0, 0)
         self._first, self._last = max(first, start + 1), min(last, end)
         self.notice = ""

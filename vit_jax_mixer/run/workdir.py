@@ -113,7 +113,10 @@ class Workdir:
 
     def _recorded(self, name: str) -> dict[str, Any]:
         if os.path.lexists(self.path / name):
-            return checksums.read_json(self.path / name, may_lack_it=True)
+            found = checksums.read_json(self.path / name, may_lack_it=True)
+            if name == DATA and "training" not in found:
+                raise UserError(f"{self.path / name} is damaged (it says nothing of the training data); restore it.")
+            return found
         if name == DATA and os.path.lexists(self.path / MODEL):  # of a run before there were records
             return {"training": {"classes": predictors.read(self.path).class_names}}
         return {}
@@ -162,6 +165,8 @@ def _holds_a_run(path: Path) -> bool:
         try:
             step = checksums.read_json(path / SAVED, may_lack_it=True).get("step")
         except UserError:
+            return True
+        if not isinstance(step, int):
             return True
         being_written = any((path / "checkpoints").glob(f"{step}.*"))
         if being_written and not (path / "checkpoints" / f"{step}").exists():

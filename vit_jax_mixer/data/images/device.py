@@ -9,6 +9,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
@@ -18,6 +19,7 @@ Images = jax.Array
 Targets = jax.Array | None
 _Value = Annotated[float, Within(-1e6, 1e6)]
 _Alpha = Annotated[float, Within(0, 1000)]
+_LEAST = 1e-30  # above 0; float32 has no number much nearer to it
 DeviceOp = Callable[[Images, Targets, jax.Array | None], tuple[Images, Targets]]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values in [0, 1]
@@ -25,7 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 def value_range(low: _Value, high: _Value) -> DeviceOp:
     """From [0, 255] to [low, high], float32."""
-    if low >= high:
+    if not np.float32(high) - np.float32(low) > _LEAST:
         raise UserError(f"value_range({low}, {high}) is no range; give the lower value, then the higher.")
     return lambda images, targets, key: (low + (high - low) / 255 * images.astype(jnp.float32), targets)
 
@@ -83,8 +85,8 @@ def mixup_or_cutmix(mixup: _Alpha = 0.8, cutmix: _Alpha = 1.0, probability: Rate
         probability: of mixing at all.
         switch: the share of `cutmix` where both are possible.
     """
-    if max(mixup, cutmix) == 0:
-        raise UserError("mixup or cutmix: alpha must be above 0.")
+    if max(mixup, cutmix) == 0 or any(0 < alpha < _LEAST for alpha in (mixup, cutmix)):
+        raise UserError(f"mixup or cutmix: alpha must be above 0, and {_LEAST:g} at least.")
     switch = switch if mixup and cutmix else float(cutmix > 0)
 
     def op(images: Images, targets: Targets, key: jax.Array | None) -> tuple[Images, Targets]:

@@ -13,11 +13,18 @@ _NAMED = re.compile(r"(?P<place>.*?)(?P<fields>(?:,(?:image|label)=[^,]+)+)", re
 
 
 def split_fields(place: str) -> tuple[str, dict[str, str]]:
-    """Split ``cifar100,label=coarse_label`` into the place and the fields that it names, {'label': 'coarse_label'}."""
+    """Split ``cifar100,label=coarse_label`` into the place and the fields that it names, {'label': 'coarse_label'}.
+
+    Raises:
+        UserError: one is named twice.
+    """
     match = _NAMED.fullmatch(place)
     if not match:
         return place, {}
-    return match["place"], dict(part.split("=", 1) for part in match["fields"][1:].split(","))
+    named = [part.split("=", 1) for part in match["fields"][1:].split(",")]
+    if len(dict(named)) < len(named):
+        raise UserError(f"{match['fields'][1:]} names a field twice; name one image and one label.")
+    return match["place"], dict(named)
 
 
 def choose(

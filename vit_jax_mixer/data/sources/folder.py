@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,9 +30,10 @@ def open_folder(place: str) -> Splits:
         raise UserError(f"{root} holds no folder; {_HOW}.")
     # A split holds classes, which are folders (or were packed); `train` alone may also be a class of locomotives.
     below = {name: layout.look(str(root / name)) for name in here.folders}
-    usual = [name for name in below if slices.role(name)]
+    roles = slices.roles(below)
+    usual = list(roles)
     holding = [name for name in usual if below[name].folders or (below[name].others and not below[name].images)]
-    of_splits = any(slices.role(name) == "train" for name in holding) or (
+    of_splits = any(roles[name] == "train" for name in holding) or (
         usual == here.folders and (bool(holding) or not any(one.images for one in below.values()))
     )
     if not of_splits and (found := layout.holder_of_splits(str(root), here.folders)):
@@ -50,13 +51,15 @@ def _refuse(path: str) -> NoReturn:
 
 
 def _open(root: Path, split: str) -> Source:
-    folder = root / split
+    folder = Path(layout.unwrapped(str(root / split))) if split else root
     classes_file = root / "classes.txt"
     found = layout.read(str(folder), str(classes_file))
     class_names, whose = read_classes(root), f"{classes_file}'s"
     if class_names is None:
         train = _train_folder(root) if split else None
-        other = layout.read(str(root / train), str(classes_file)) if train and train != split else found
+        other = found
+        if train and train != split:
+            other = layout.read(layout.unwrapped(str(root / train)), str(classes_file))
         class_names, whose = tuple(other.classes), "the training split's"
     labels = classes.match(tuple(found.classes), class_names, str(folder), whose)
     files = (
@@ -64,10 +67,18 @@ def _open(root: Path, split: str) -> Source:
         for (name, names), label in zip(found.classes.items(), labels.tolist(), strict=True)
         for file in names
     )
+    return source_of_files(folder, files, class_names, found.passed_over, _notes(folder, split, class_names))
+
+
+def _notes(folder: Path, split: str, class_names: Sequence[str]) -> list[str]:
+    """Return a sentence on a folder that is perhaps not the one that was meant."""
     first = class_names[0].partition("/")[0] + "/"
-    notes = (f"{folder}: all classes lie in its folder {first}, which is a part of their names.",)
-    in_one = all(name.startswith(first) for name in class_names)
-    return source_of_files(folder, files, class_names, found.passed_over, notes if in_one else ())
+    if all(name.startswith(first) for name in class_names):
+        return [f"{folder}: all classes lie in its folder {first}, which is a part of their names."]
+    if not split and (same := layout.same_below(class_names)):
+        each = f"{len(class_names):,} classes, each of {len(same)} folders the same"
+        return [f"{folder}: {each}; if {classes.few(same)} are splits, name one as the split, as train={same[0]}."]
+    return []
 
 
 def _train_folder(root: Path) -> str | None:

@@ -7,13 +7,15 @@ import importlib
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_jax_mixer import files
+from vit_jax_mixer.classes import few
+from vit_jax_mixer.data.sources import slices
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.data.sources.fields import USUAL, choose, split_fields
 from vit_jax_mixer.data.sources.parquet import check_parquet
@@ -95,7 +97,7 @@ def open_hf(place: str) -> Splits:
     hub.disable_progress_bars()
     load, folder = _loader(datasets, place)
     try:
-        found = load()
+        found, left_out = load()
     except UserError:
         raise
     except Exception as error:  # of datasets, its hub, their transport, Arrow and the disk
@@ -108,34 +110,70 @@ def open_hf(place: str) -> Splits:
         found = {name if re.fullmatch(r"\w+", name) else "train": found}
     caches = (folder, datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE)
     folders = tuple(os.path.realpath(cache) for cache in caches if cache)
-    return {split: functools.partial(_open, found, f"hf:{place}", split, named, folders) for split in found}
+    notes = [f"hf:{place}: no split has {few(left_out)}; name it as train-0.parquet."] if left_out else []
+    return {split: functools.partial(_open, found, f"hf:{place}", split, named, folders, notes) for split in found}
 
 
-def _loader(datasets: Any, place: str) -> tuple[Callable[[], Any], Path | None]:
-    """Return the call that loads all splits, or the one dataset, of a place, and its folder if it is one."""
+def _loader(datasets: Any, place: str) -> tuple[Callable[[], tuple[Any, list[str]]], Path | None]:
+    """Return the call that loads all splits, or the one dataset, of a place, and its folder if it is one.
+
+    The call also returns the files there that no split has.
+    """
     if not place.startswith(("/", ".", "~")):
         match = _HUB_NAME.fullmatch(place)
         if not match:
             raise UserError(
                 f"hf:{place} is not of the form NAME, USER/NAME or USER/NAME:CONFIG; a folder begins with /."
             )
-        return lambda: datasets.load_dataset(match["path"], match["config"]), None
+        return lambda: (datasets.load_dataset(match["path"], match["config"]), []), None
     path = Path(place).expanduser()
     if path.is_file() and path.suffix == ".parquet":
         check_parquet([path])
         # A list: a pattern would else be looked for, where the name has brackets.
-        return lambda: datasets.load_dataset("parquet", data_files=[glob.escape(str(path))]), path.parent
+        return lambda: (datasets.load_dataset("parquet", data_files=[glob.escape(str(path))]), []), path.parent
     if (path / "dataset_dict.json").exists():
         splits = files.read_json(path / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not all(re.fullmatch(r"\w+", str(name)) for name in splits):
             raise UserError(f"{path / 'dataset_dict.json'} lists no splits; save the dataset again.")
-        return lambda: {name: _saved(datasets, path / name) for name in splits}, path
+        return lambda: ({name: _saved(datasets, path / name) for name in splits}, []), path
     if (path / "state.json").exists():
-        return lambda: _saved(datasets, path), path
+        return lambda: (_saved(datasets, path), []), path
     if path.is_dir() and (found := sorted(path.rglob("*.parquet"))):
         check_parquet(found)
-        return lambda: datasets.load_dataset("parquet", data_dir=glob.escape(str(path))), path
+        return lambda: _of_parquet(datasets, path, found), path
     raise UserError(f"{path} holds neither what save_to_disk writes nor .parquet files; name a folder that does.")
+
+
+def _of_parquet(datasets: Any, folder: Path, found: Sequence[Path]) -> tuple[Any, list[str]]:
+    """Load the splits of Parquet files by their names, and return the files that are in none.
+
+    `datasets` knows names in small letters alone, and leaves out, or takes for training, what has others.
+    """
+    known = datasets.load_dataset_builder("parquet", data_dir=glob.escape(str(folder))).config.data_files
+    used = {os.fspath(file) for files_ in known.values() for file in files_}
+    names = [str(file.relative_to(folder)) for file in found]
+    left = [name for name, file in zip(names, found, strict=True) if os.fspath(file) not in used]
+    roles = {name: _role(name) for name in names}
+    odd = [name for name, role in roles.items() if role not in ("", "train")] if len(known) == 1 else []
+    if not left and not (odd and "train" in known):
+        return datasets.load_dataset("parquet", data_dir=glob.escape(str(folder))), []
+    if all(roles.values()) and not any(roles[name] in known for name in left):
+        files_of: dict[str, list[str]] = {}
+        for name, role in roles.items():
+            files_of.setdefault(role, []).append(glob.escape(str(folder / name)))
+        return datasets.load_dataset("parquet", data_files=files_of), []
+    if not left:
+        raise UserError(
+            f"{folder}: {few(odd)} is no file for training by its name, and the split of others is not clear; name "
+            "all as train-0.parquet, test-0.parquet."
+        )
+    return datasets.load_dataset("parquet", data_dir=glob.escape(str(folder))), left
+
+
+def _role(name: str) -> str:
+    """Return what a Parquet file is for, by the usual name of a split in its path; '' if that says nothing."""
+    words = (re.sub(r"-\d+-of-\d+$", "", word) for word in Path(name).with_suffix("").parts)
+    return next((found for word in words if (found := slices.role(word))), "")
 
 
 def _saved(datasets: Any, folder: Path) -> Any:
@@ -153,14 +191,19 @@ def _saved(datasets: Any, folder: Path) -> Any:
 
 
 def _open(
-    splits: Mapping[str, Any], dataset: str, split: str, named: Mapping[str, str], folders: tuple[str, ...]
+    splits: Mapping[str, Any],
+    dataset: str,
+    split: str,
+    named: Mapping[str, str],
+    folders: tuple[str, ...],
+    left_out: Sequence[str],
 ) -> Source:
     rows = splits[split]
     image, label, notes = _columns(rows.features, named, f"{dataset}, split {split},")
     numbers, class_names = _labels(splits, split, label, f"{dataset}, split {split}: the column {label}")
     images = rows.select_columns([image]).with_format("arrow")
     examples = _Rows(images, numbers, f"{dataset}, split {split}", folders)
-    return Source(examples, class_names, examples.where, notes=notes)
+    return Source(examples, class_names, examples.where, notes=(*left_out, *notes))
 
 
 def _columns(features: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[str, str, tuple[str, ...]]:

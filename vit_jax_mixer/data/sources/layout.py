@@ -6,16 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vit_jax_mixer.data.sources.slices import role
+from vit_jax_mixer.data.sources.slices import roles
 from vit_jax_mixer.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-# What systems and their servers put into folders: Windows, macOS, Linux, Synology, QNAP, NetApp. Hidden ones too.
-_SYSTEM = frozenset(
-    """$recycle.bin|recycler|recycled|system volume information|found.000|thumbs.db|ehthumbs.db|ehthumbs_vista.db
-    |desktop.ini|iconcache.db|picasa.ini|zbthumbnail.info|__macosx|icon\r|network trash folder|temporary items
-    |thevolumesettingsfolder|lost+found|__pycache__|@eadir|@tmp|@recycle|@recently-snapshot|@__thumb|@sharebin
-    |@snapshot|@snapshots|#recycle|#snapshot|~snapshot""".replace("\n    ", "").split("|")
+# What systems and their servers put into folders: Windows, macOS, Linux, Android, Synology, QNAP, NetApp, Thecus,
+# Samba, and programs that copy to them. Hidden ones too.
+_SYSTEM = re.compile(
+    r"""\$recycle\.bin|recycle[rd]|system\ volume\ information|found\.\d{3}|\$extend|\$winreagent|config\.msi|msocache
+    |windowsimagebackup|onedrivetemp|wpsettings\.dat|indexervolumeguid|(eh)?thumbs(_vista)?\.db|desktop\.ini
+    |iconcache\.db|picasa\.ini|zbthumbnail\.info|.+:zone\.identifier|~\$.+
+    |__macosx|icon\r|network\ trash\ folder|temporary\ items|cleanup\ at\ startup|thevolumesettingsfolder
+    |thefindbycontentfolder|desktop\ d[bf]|backups\.backupdb
+    |lost\+found|lost\.dir|aquota\.(user|group)|__pycache__
+    |@eadir|@tmp|@sharebin|@database|@docker|@appstore|(.+)?@syno.+|@recycle|@recently-snapshot|@transcode|@__thumb
+    |_nas_recycle_.+|@snapshots?|[\#]snapshot|~snapshot|[\#]recycle|@gmt-.+|_gsdata_""",
+    re.VERBOSE,
 )
 _ARCHIVE = re.compile(r"(.+?)(\.tar)?\.(zip|7z|rar|tar|tgz|tbz2?|txz|tzst|gz|bz2|xz|zst)", re.IGNORECASE)
 T = TypeVar("T")
@@ -105,7 +111,24 @@ def look(path: str) -> Here:
 
 def is_system(name: str) -> bool:
     """Say whether a file or folder of that name is the system's, and none of the user's."""
-    return name.startswith(".") or name.casefold() in _SYSTEM
+    return name.startswith(".") or bool(_SYSTEM.fullmatch(name.casefold()))
+
+
+def unwrapped(path: str) -> str:
+    """Return a folder, or the one of the same name that is all it holds, as where an archive was unpacked into it."""
+    here, inner = look(path), os.path.join(path, os.path.basename(path))
+    alone = here.folders == [os.path.basename(path)] and not (here.images or here.others)
+    return unwrapped(inner) if alone and look(inner).folders else path
+
+
+def same_below(names: Sequence[str]) -> list[str]:
+    """Return the folders at the top of the paths of classes, if all hold the same, as splits do."""
+    below: dict[str, set[str]] = {}
+    for name in names:
+        top, _, rest = name.partition("/")
+        below.setdefault(top, set()).add(rest)
+    first = next(iter(below.values()), set())
+    return list(below) if len(below) > 1 and "" not in first and all(one == first for one in below.values()) else []
 
 
 def unpacked_name(name: str) -> str:
@@ -155,8 +178,8 @@ def _walk(root: str, name: str, above: Sequence[tuple[int, int]], classes_file: 
 
 def _splits(folders: Sequence[str]) -> list[str]:
     """Return those of some folders that are splits by their names; a class of that name has other classes beside it."""
-    found = [name for name in folders if role(name)]
-    return found if len(found) == len(folders) or len(set(map(role, found))) > 1 else []
+    found = roles(folders)
+    return list(found) if len(found) == len(folders) or len(set(found.values())) > 1 else []
 
 
 def _check_no_splits(path: str, folders: Sequence[str]) -> None:

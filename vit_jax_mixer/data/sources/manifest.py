@@ -24,6 +24,8 @@ _LINE = 1 << 20  # characters of a line, at most
 # Bytes that Parquet may unpack to, at most, whatever it packs them in, and for each of its own.
 _ROOM, _ROOM_EACH = 64 << 20, 64
 
+_EXACT = 2**53  # below it a float that is whole is that very number
+
 Row = tuple[str, str, str]  # path, label, split
 
 
@@ -138,7 +140,7 @@ def _cells(path: Path, column: Any) -> list[str]:
     def cell(value: Any) -> str:
         if value is None or value != value:  # NaN
             return ""
-        if isinstance(value, float) and not value.is_integer():
+        if isinstance(value, float) and not (value.is_integer() and abs(value) < _EXACT):
             raise UserError(f"{path} has the label {value}, no whole number; make labels integers or strings.")
         return str(int(value) if isinstance(value, float) else value)
 
@@ -170,4 +172,4 @@ def _row(where: str, cells: dict[str, Any]) -> Row:
     for column, cell in cells.items():
         if not cell or "\0" in cell:
             raise UserError(f"{where}, has {cell!r} for its {column}; fill the cell or remove the line.")
-    return cells["path"], cells["label"], cells.get("split", "all")
+    return cells["path"], cells["label"], cells.get("split", "all").strip() or "all"

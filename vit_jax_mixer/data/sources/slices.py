@@ -24,10 +24,10 @@ from vit_jax_mixer.errors import UserError, suggest
 _PART = re.compile(r"(?P<split>[^\[\]]+)(?:\[(?P<start>[^\[\]:]*):(?P<stop>[^\[\]:]*)\])?")
 _BOUND = re.compile(r"(?P<value>-?[0-9]{1,18}(?:\.[0-9]{1,18})?)(?P<percent>%?)")
 
-# What a split is for, by its usual names; a few words may follow, as in test_set.
+# What a split is for, by its usual names; a few words may follow, as in test_set, and a number, as in val2017.
 _ROLE = re.compile(
     r"(?:(?P<train>train|training|trn)|(?P<validation>val|valid|validation|dev|devel|development|eval|evaluation)"
-    r"|(?P<test>test|testing|tst))(?:[-_ .]*(?:set|data|split|images|imgs))?",
+    r"|(?P<test>test|testing|tst))(?:[-_ .]*(?:set|data|split|images|imgs))?(?:[-_ .]*[0-9]{1,4})?",
     re.IGNORECASE,
 )
 
@@ -60,7 +60,7 @@ class Part:
                 f"{self} reaches beyond the split's {length} examples; bring the bound {bound} within them."
             )
         index = round(value * length / 100.0) if match["percent"] else int(value)
-        return length + index if value < 0 else index  # by the sign before it is rounded
+        return length + index if bound.startswith("-") else index  # by the sign before it is rounded, also of -0
 
     def __str__(self) -> str:
         return f"{self.split}[{_short(self.start)}:{_short(self.stop)}]" if self.start or self.stop else self.split
@@ -76,12 +76,20 @@ def role(name: str) -> str:
     return match.lastgroup or "" if match else ""
 
 
+def roles(names: Iterable[str]) -> dict[str, str]:
+    """Return the `role` of each name that has one; if none has, by their last words, as of seg_train and seg_test."""
+    names = list(names)
+    found = {name: what for name in names if (what := role(name))}
+    last = {name: what for name in names if (what := role(re.split(r"[-_ .]", name)[-1]))}
+    return found or (last if len(set(last.values())) > 1 else {})
+
+
 def find(split: str, splits: Iterable[str]) -> str | None:
     """Return the split of that name, or else the only one that has another name for the same; None if there is none."""
     splits = list(splits)
     if split in splits:
         return split
-    same = [name for name in splits if role(split) and role(name) == role(split)]
+    same = [name for name, other in roles(splits).items() if other == role(split)]
     return same[0] if len(same) == 1 else None
 
 
@@ -110,7 +118,7 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
     Raises:
         UserError: an unknown split or a bad bound; or the parts have different classes.
     """
-    parts = parse(expression)
+    parts = [Part(expression)] if expression in splits else parse(expression)
     found = {part.split: find(part.split, splits) for part in parts}
     for split, other in found.items():
         if other is None:
@@ -120,6 +128,7 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
     sources = [opened[part.split] for part in parts]
     if len({source.class_names for source in sources}) > 1:
         raise UserError(f"{name}: the splits of {expression!r} have different classes; read them one by one.")
+    others = [_beside(other, splits) for other in found.values()]
     ranges = [part.range(len(source.examples)) for part, source in zip(parts, sources, strict=True)]
     whole = len(parts) == 1 and len(ranges[0]) == len(sources[0].examples)
     examples = _Joined(tuple(sources), tuple(ranges))
@@ -127,8 +136,18 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
     return dataclasses.replace(
         source,
         passed_over=tuple(dict.fromkeys(path for one in sources for path in one.passed_over)),
-        notes=(*dict.fromkeys(note for one in sources for note in one.notes), *_notes(source, expression)),
+        notes=(
+            *dict.fromkeys(note for one in sources for note in one.notes),
+            *(f"{name}, split {expression}, leaves out {classes.few(left)}." for left in others if left),
+            *_notes(source, expression),
+        ),
     )
+
+
+def _beside(split: str | None, splits: Iterable[str]) -> list[str]:
+    """Return the other splits that are for the same by their names, as Train beside train."""
+    known = roles(splits)
+    return [name for name, what in known.items() if what == known.get(split or "") and name != split]
 
 
 def _notes(source: Source, expression: str) -> list[str]:
