@@ -54,15 +54,15 @@ def patch_sides(patch_size: Any) -> tuple[int, int]:
     return sides
 
 
-def hidden_width(mlp_ratio: float, channels: int) -> int:
-    """Return the hidden width of an MLP.
+def hidden_width(mlp_ratio: float, channels: int, field: str = "mlp_ratio", of: str = "channels") -> int:
+    """Return the hidden width of an MLP; ``field`` and ``of`` are what a message calls the two.
 
     Raises:
         UserError: there would be none.
     """
     width = int(mlp_ratio * channels)
     if width < 1:
-        raise UserError(f"mlp_ratio {mlp_ratio} of {channels} channels leaves no hidden width; choose a larger one.")
+        raise UserError(f"{field} {mlp_ratio} of {channels} {of} leaves no hidden width; choose a larger one.")
     return width
 
 

@@ -51,6 +51,7 @@ class MixerBlock(nn.Module):
             kept are divided by ``1 - rate`` (Huang et al. 2016, arXiv 1603.09382).
         dtype: of the computation; parameters stay float32.
         exact_gelu: see `MlpBlock`.
+        epsilon: of the LayerNorms.
     """
 
     tokens_mlp_dim: int
@@ -59,6 +60,7 @@ class MixerBlock(nn.Module):
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
@@ -66,13 +68,13 @@ class MixerBlock(nn.Module):
         mlp = partial(MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, exact_gelu=self.exact_gelu)
         drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
 
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
+        y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
         y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
         y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
         x = x + drop_path(y)
 
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+        y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="LayerNorm_1")(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, train=train)
         return x + drop_path(y)
 
