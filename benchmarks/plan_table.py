@@ -44,6 +44,7 @@ COLUMNS = (
 def main(argv: list[str]) -> None:
     """Plan and print, row by row."""
     del argv
+    compilers: set[str] = set()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     for size in _SIZES.value:
         run = without_data(Config.of(mixer_imagenet.get_config(size)), None, "")
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> None:
                 changed = dataclasses.replace(run, parallel=parallel, accum_steps=parts)
                 plan = estimate(changed, target, utilisation=_UTILISATION.value, search=False)
                 print(row(f"{size}, {name}", state, parts, plan), flush=True)
+                compilers.add(plan.compiler)
+    print(f"\nCompiled by {'; '.join(sorted(compilers))}.")
 
 
 def row(name: str, state: str, parts: int, plan: Plan) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import pytest
 
 from configs import common, digits, mixer_b16, mnist
@@ -20,7 +21,7 @@ from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.plan import estimate, report, targets
-from vit_jax_mixer.plan.compiled import Planned, _asked, devices_of
+from vit_jax_mixer.plan.compiled import Planned, _asked, compiler_of, devices_of
 from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.run import hardware
 from vit_jax_mixer.run.assemble import assemble
@@ -167,6 +168,10 @@ def test_a_run_fits_if_its_start_does():
         assert part in told, told
 
 
+def test_the_compiler_of_tpus_is_named_though_it_is_not_here():
+    assert compiler_of(target("v5e:2x2")).startswith("libtpu")
+
+
 def test_the_flop_of_scan_accumulation_and_remat_are_counted():
     run = dataclasses.replace(small(scan=True, remat=True), accum_steps=2)
     found = Planned(run, target("cpu")).compile(64)
@@ -196,7 +201,16 @@ def test_a_plan_for_this_machine_is_printed_as_a_table():
     small = ["--config.model.num_blocks=1", "--config.batch_size=4096", "--utilisation=0.25"]
     result = command("plan", "--config=configs/digits.py", "--target=cpu", "--nosearch", *small)
     assert result.returncode == 0, result.stderr
-    for part in ("batch 4,096 (4096 a chip)", "activations, temporaries", ": fits", "binds", "chip-hours", "at 25%"):
+    compiler = f"of CPU time by jaxlib {jaxlib.__version__}, jax {jax.__version__}"
+    for part in (
+        compiler,
+        "batch 4,096 (4,096 a chip)",
+        "activations, temporaries",
+        ": fits",
+        "binds",
+        "chip-hours",
+        "at 25%",
+    ):
         assert part in result.stdout, result.stdout
     assert "estimate" not in result.stdout
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.helpers import environment
-from vit_jax_mixer.data.sources import open_source, open_splits
+from vit_jax_mixer.data.sources import open_source, open_splits, tfds_features
 from vit_jax_mixer.data.sources.tfds import build
 from vit_jax_mixer.data.sources.tfrecord import checksum
 from vit_jax_mixer.errors import UserError
@@ -242,6 +243,38 @@ def test_a_description_that_names_other_classes_runs_nothing(folder, tmp_path, k
     done = subprocess.run(line, env=environment() | places, capture_output=True, text=True, check=True)
     assert done.stdout.count("names the feature class 'evil_module.Feature', which is none of TFDS's own") == 2
     assert not (tmp_path / "ran").exists()
+
+
+FOREIGN = {"pythonClassName": "evil_module.Feature"}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"python_class_name": "evil_module.Feature"},  # which TFDS reads as well
+        {
+            "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "content": json.dumps({"features": {"a": FOREIGN}}),
+        },
+        {"content": json.dumps({"content": json.dumps(FOREIGN)})},
+    ],
+)
+def test_a_class_may_be_named_in_other_ways(tmp_path, description):
+    (tmp_path / "features.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"names the feature class 'evil_module.Feature', which is none of TFDS's own"):
+        tfds_features.check(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_a_description_that_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a pipe, not a regular file"):
+        tfds_features.check(epath.Path(tmp_path))
+    (tmp_path / name).unlink()
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"more than the .* that are read"):
+        tfds_features.check(epath.Path(tmp_path))
 
 
 def test_a_folder_whose_name_is_a_pattern(folder, tmp_path):

@@ -1,11 +1,13 @@
 """Compiles the step of a run for chips that need not be there, and reads its cost and memory."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -162,6 +164,17 @@ def devices_of(target: Target) -> list[Any]:
                 f"--target={target.name}: planning for TPUs needs their compiler; pip install -e '.[plan]'."
             ) from error
         raise
+
+
+def compiler_of(target: Target) -> str:
+    """Return what compiles for a target, with its version: another one lays memory out otherwise."""
+    names = ("libtpu" if target.chip.kind == "tpu" else "jaxlib", "jax")
+    words = []
+    for name in names:
+        words.append(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            words[-1] += f" {metadata.version(name)}"
+    return ", ".join(words)
 
 
 def _asked(message: str) -> float | None:

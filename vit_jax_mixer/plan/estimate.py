@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.plan.compiled import Compiled, Memory, Planned, in_float32
+from vit_jax_mixer.plan.compiled import Compiled, Memory, Planned, compiler_of, in_float32
 from vit_jax_mixer.plan.cost import Cost
 from vit_jax_mixer.plan.roofline import Bill, Roofline, bill, roofline
 from vit_jax_mixer.plan.targets import Target
@@ -29,6 +29,7 @@ class Plan:
         bill: of the run.
         largest_batch: that fits; 0 if none does, None where it was not looked for.
         compile_seconds: CPU time of the compiler.
+        compiler: its name and version.
         estimate: whether another machine's compiler stood in for the target's.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     bill: Bill | None
     largest_batch: int | None
     compile_seconds: float
+    compiler: str
     estimate: bool
 
 
@@ -96,6 +98,7 @@ def estimate(
         else None,
         largest_batch=largest,
         compile_seconds=first.seconds,
+        compiler=compiler_of(target),
         estimate=on_gpu,
     )
 

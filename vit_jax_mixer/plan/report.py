@@ -36,9 +36,9 @@ def as_json(plan: Plan) -> str:
 
 
 def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
-    each = plan.batch_size / plan.chips
-    yield f"{run.model['name']}, {run.parallel}, batch {plan.batch_size:,} ({each:g} a chip), on {plan.target}"
-    yield f"compiled in {plan.compile_seconds:.0f} s of CPU time"
+    each = _each(plan.batch_size, plan.chips)
+    yield f"{run.model['name']}, {run.parallel}, batch {plan.batch_size:,} ({each}), on {plan.target}"
+    yield f"compiled in {plan.compile_seconds:.0f} s of CPU time by {plan.compiler}"
     yield from ("", "memory of each chip")
     memory = plan.memory
     for name, value in (
@@ -63,8 +63,8 @@ def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
         yield f"  {'hours':<28}{plan.bill.hours:>10,.2f}"
         yield f"  {'chip-hours':<28}{plan.bill.chip_hours:>10,.1f}"
     if plan.largest_batch is not None:
-        each = plan.largest_batch / plan.chips
-        yield from ("", f"{'largest batch that fits':<30}{plan.largest_batch:>10,}      {each:g} a chip")
+        each = _each(plan.largest_batch, plan.chips)
+        yield from ("", f"{'largest batch that fits':<30}{plan.largest_batch:>10,}      {each}")
     if memory.start > plan.capacity:
         yield from ("", f"For a smaller state: {LESS_STATE}.")
     elif not plan.fits:
@@ -86,6 +86,10 @@ def _times(cost: Cost, line: Roofline) -> Iterator[str]:
     yield from ("", "least time of a step")
     for name, seconds in dataclasses.asdict(line).items():
         yield _row(name, seconds, "s", "binds" if name == line.bound else "")
+
+
+def _each(batch: int, chips: int) -> str:
+    return f"{round(batch / chips, 2):,}".removesuffix(".0") + " a chip"
 
 
 def _row(name: str, value: float, unit: str, more: str = "") -> str:

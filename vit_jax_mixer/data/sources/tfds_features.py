@@ -4,6 +4,7 @@
 does not know: so a data folder could run what lies beside it, or any module of the machine.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -16,11 +17,19 @@ from etils import epath
 from vit_jax_mixer import files
 from vit_jax_mixer.errors import UserError
 
-_KEYS = ("pythonClassName", "type")  # the second is of TFDS before 4.5
+_KEYS = ("pythonclassname", "type")  # the second is of TFDS before 4.5
 
 
 def check(folder: epath.Path) -> None:
-    """Raise a `UserError` unless each feature class that a folder's ``features.json`` names is one of TFDS itself."""
+    """Look at a folder's descriptions before TFDS reads them, as it would for ever from a pipe.
+
+    Raises:
+        UserError: ``features.json`` names a feature class that is not of TFDS itself; or one is no regular file,
+            or larger than any.
+    """
+    if "://" not in os.fspath(folder):
+        for other in (*Path(folder).glob("*.json"), *Path(folder).glob("*.txt")):
+            files.read_bytes(other, files.MOST_TEXT)
     path = folder / "features.json"
     if not path.exists():
         return  # TFDS says what is missing
@@ -60,12 +69,18 @@ def _inner(folder: Path) -> list[Path]:
 
 
 def _class_names(description: Any) -> Iterator[str]:
+    """Yield the classes that a description names; TFDS reads both spellings of a key, and texts that are JSON again."""
     waiting = [description]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
             waiting += node.values()
-            names = (node.get(key) for key in _KEYS if key == "pythonClassName" or "content" in node)
-            yield from (name for name in names if isinstance(name, str))
+            for key, name in node.items():
+                plain = key.replace("_", "").casefold()
+                if isinstance(name, str) and plain in _KEYS and (plain != "type" or "content" in node):
+                    yield name
         elif isinstance(node, list):
             waiting += node
+        elif isinstance(node, str) and node.lstrip().startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):  # TFDS does not read it either
+                waiting.append(json.loads(node))
