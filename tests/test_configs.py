@@ -22,7 +22,8 @@ PHOTOS = [
     "--config.eval_batch_size=6",
     "--config.loader.threads=1",
     "--config.loader.prefetch=1",
-    "--config.model.name=Mixer-S/32",
+    "--config.model.num_blocks=1",
+    "--config.model.hidden_dim=32",
 ]
 OVERRIDES = {
     "digits.py": [],
@@ -31,8 +32,8 @@ OVERRIDES = {
     "mixer_b16.py:imagenet2012": PHOTOS,
     "mixer_imagenet.py": PHOTOS,
     "photos.py": [*DIGITS, "--config.batch_size=4", "--config.eval_batch_size=6"],
-    "photos.py:finetune": [flag for flag in PHOTOS if "model.name" not in flag] + ["--config.init_from="],
-    "mixer_imagenet.py:S/32": [flag for flag in PHOTOS if "model.name" not in flag],
+    "photos.py:finetune": [*PHOTOS, "--config.init_from="],
+    "mixer_imagenet.py:S/32": PHOTOS,
 }
 
 

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.helpers import ROOT, assert_one_sentence, command, environment
 from tests.test_sources import write_image
+from vit_jax_mixer import main
+from vit_jax_mixer.errors import UserError
 
 QUICK = ["--config.steps=2", "--config.optim.warmup_steps=1", "--config.eval_batch_size=50"]
 
@@ -66,7 +69,21 @@ def run(workdir, *flags, config="configs/digits.py"):
     ],
 )
 def test_bad_flags_are_one_sentence(tmp_path, flag, parts):
-    assert_one_sentence(run(tmp_path, flag), *parts)
+    line = ["main", "--config=configs/digits.py", f"--workdir={tmp_path}", *QUICK, flag]
+    with pytest.raises((UserError, flags.Error)) as found:
+        main.main(main.parse_flags(line))
+    main.FLAGS.unparse_flags()
+    sentence = str(found.value)
+    assert "\n" not in sentence
+    for part in parts:
+        assert part in sentence
+
+
+def test_bad_flags_end_the_command_with_one_sentence(tmp_path):
+    field = run(tmp_path, "--config.batchsize=1")
+    assert_one_sentence(field, "config has no field 'batchsize'", "did you mean 'batch_size'")
+    assert_one_sentence(run(tmp_path, "--confg.x=1"), "Unknown command line flag 'confg.x'")
+    assert_one_sentence(run(tmp_path, "--config.init_from=/nowhere.npz"), "there is no file /nowhere.npz")
 
 
 def test_bad_config_files_are_one_sentence(tmp_path):

@@ -137,6 +137,7 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow  # a resume for each file; test_keeping has the comparison alone
 def test_a_flipped_bit_in_any_file_goes_unnoticed_in_none(tmp_path, capsys, undisturbed):
     expected, source = undisturbed
     names = [path.relative_to(source / "checkpoints/60") for path in kinds(source / "checkpoints/60")]
