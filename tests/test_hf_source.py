@@ -278,6 +278,15 @@ def test_a_place_that_is_not_there_is_one_sentence(tmp_path):
     assert "dataset_info.json (No such file" in failure(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize("name", ["*.arrow", "state.json", "dataset_info.json"])
+def test_a_pipe_in_what_was_saved_is_not_waited_for(tmp_path, name):
+    table([0, 1], features=CLASSES).save_to_disk(tmp_path / "saved")
+    path = next((tmp_path / "saved").glob(name))
+    path.unlink()
+    os.mkfifo(path)
+    assert "is a pipe, not a regular file" in failure(f"hf:{tmp_path}/saved", "train")
+
+
 def test_many_threads_may_read(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -322,6 +322,16 @@ def test_array_record_files_that_are_not_whole_are_named(tmp_path):
     assert "split train, example 1436 is damaged" in failure(lambda: source.examples[1436])
 
 
+def test_a_pipe_among_the_records_is_not_waited_for(tmp_path):
+    open_source("tfds:sklearn_digits", "train")
+    original = importlib.import_module("tensorflow_datasets").builder("sklearn_digits").data_dir
+    folder = Path(shutil.copytree(original, tmp_path / "sklearn_digits/1.0.0"))
+    shard = next(folder.glob("*-test.array_record*"))
+    shard.unlink()
+    os.mkfifo(shard)
+    assert "is a pipe, not a regular file" in failure(open_source, f"tfds:{folder}", "test")
+
+
 def test_another_format_is_one_sentence(folder):
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "riegeli"}))

@@ -127,7 +127,7 @@ def _loader(datasets: Any, place: str) -> tuple[Callable[[], tuple[Any, list[str
             )
         return lambda: (datasets.load_dataset(match["path"], match["config"]), []), None
     path = Path(place).expanduser()
-    if path.is_file() and path.suffix == ".parquet":
+    if path.is_file() and path.suffix.lower() == ".parquet":
         check_parquet([path])
         # A list: a pattern would else be looked for, where the name has brackets.
         return lambda: (datasets.load_dataset("parquet", data_files=[glob.escape(str(path))]), []), path.parent
@@ -184,6 +184,7 @@ def _saved(datasets: Any, folder: Path) -> Any:
     for part in parts:
         if os.path.basename(part) != part:
             raise UserError(f"{folder / 'state.json'} names the file {part!r}, which is not beside it; save it again.")
+        files.open_regular(folder / part).close()  # Arrow would wait for a pipe
     split = datasets.NamedSplit(state["_split"]) if state.get("_split") else None
     return datasets.concatenate_datasets(
         [datasets.Dataset.from_file(str(folder / part), info=info, split=split) for part in parts]

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from vit_jax_mixer import files
 from vit_jax_mixer.data.sources import tfds_features
 from vit_jax_mixer.data.sources.base import Source, Splits
 from vit_jax_mixer.data.sources.fields import choose, split_fields
@@ -179,6 +180,9 @@ def _roles(features: Any, info: Any, named: Mapping[str, str], where: str) -> tu
 
 
 def _array_records(builder: Any, split: str) -> Any:
+    for path in map(os.fspath, builder.info.splits[split].filepaths):
+        if os.path.lexists(path):  # what is missing, or not local, is told when it is read
+            files.open_regular(path).close()  # a pipe would be waited for
     try:
         # Only the reader of records: the rest holds the builder, which workers need not get.
         return builder.as_data_source(split, file_format="array_record").data_source
