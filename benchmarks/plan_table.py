@@ -70,7 +70,7 @@ def row(name: str, state: str, parts: int, plan: Plan) -> str:
     cells += [f"{memory.temporaries / 1e9:.2f}", f"{memory.peak / 1e9:.2f}{'' if plan.fits else ': does not fit'}"]
     cells += [f"{sum(cost.flop.values()) / 1e12:.2f}", f"{cost.bytes / 1e9:.1f}"]
     cells += [f"{sum(message.bytes for message in cost.collectives) / 1e9:.2f}"]
-    cells += [f"{line.seconds * 1e3:.1f}", line.bound, f"{bill.images_per_second:,.0f}"]
+    cells += [f"{line.seconds * 1e3:.1f}", line.bound, f"{bill.examples_per_second:,.0f}"]
     cells += [f"{bill.hours:,.1f}", f"{bill.chip_hours:,.0f}"]
     return f"| {' | '.join(cells)} |"
 

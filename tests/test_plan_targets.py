@@ -71,7 +71,7 @@ def test_the_roofline_is_the_longest_of_three_times():
     assert line.interconnect == pytest.approx(2 * 255 / 256 / 200)
     assert (line.seconds, line.bound) == (line.arithmetic, "arithmetic")
     costs = bill(line, utilisation=0.5, steps=90_000, batch_size=4096, chips=256)
-    assert costs.images_per_second == pytest.approx(4096 / 0.04)
+    assert costs.examples_per_second == pytest.approx(4096 / 0.04)
     assert costs.hours == pytest.approx(1)
     assert costs.chip_hours == pytest.approx(256)
 

@@ -12,7 +12,7 @@ from vit_jax_mixer import specs
 from vit_jax_mixer.specs import Count, Share, Within
 
 Section = Mapping[str, Any]
-_FREE = ("parallel", "loader", "log_every", "profile", "debug_nans")
+_FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Config:
     eval_every: Count
     eval_batch_size: Count
     checkpoint: Section
+    writers: str = ""  # which runs of before there were any do not have
 
     def __post_init__(self) -> None:
         _ = self.skips  # what is wrong with it is said at once
@@ -81,7 +82,7 @@ def changes(old: Section, new: Section) -> list[str]:
     """Return a phrase for each field in which a run that goes on differs from what it was before.
 
     What makes no step another one may differ: how a run is computed (``parallel``, ``loader``), what is
-    told of it (``log_every``, ``profile``, ``debug_nans``), and, where the learning rate stays constant
+    told of it (``log_every``, ``writers``, ``profile``, ``debug_nans``), and, where the learning rate stays constant
     after its warm-up, the number of ``steps``: no schedule reads it then.
     """
     optims = [one.get("optim") for one in (old, new)]

@@ -43,6 +43,14 @@ def allow_all_in(value: Any) -> None:
             allow_all_in(part)
 
 
+def imported_of(value: Any) -> list[str]:
+    """Return the modules that a description names, of those that are imported: what who reads it must allow."""
+    if isinstance(value, str):
+        return [match[1] for match in NAME.finditer(value) if match[1] in sys.modules]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return list(dict.fromkeys(name for part in parts for name in imported_of(part)))
+
+
 def look_in(folder: Path) -> None:
     """Look for modules in the folder of the config too, which a process has one of; so do those that it starts."""
     place = str(folder.absolute())
@@ -69,7 +77,8 @@ def lookup(table: Mapping[str, Any], name: str, where: str, *, alone: str = "") 
         return table[name]
     own = NAME.fullmatch(f"{name}:{alone}" if alone and _is_there(name) else name)
     if not own:
-        raise UserError(f"{where}: {name!r} is not known{suggest(name, table)}")
+        hint = suggest(name, table) if table else "; name one of yours, as my_module:Name."
+        raise UserError(f"{where}: {name!r} is not known{hint}")
     found = _module(own[1], f"{where}: {name!r}", table)
     if not hasattr(found, own[2]):
         public = [one for one in vars(found) if not one.startswith("_")]

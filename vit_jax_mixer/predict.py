@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     from vit_jax_mixer.trained import open_model
 
     trained = open_model(_MODEL.value, eval_ops=_OPS.value)
+    if _FEATURES.value:
+        trained.about.check_features()
     source = trained.about.open(argv[1:])
     if (lack := trained.about.lack()) and not _FEATURES.value:
         raise UserError(f"{_MODEL.value} {lack}; ask for --features=FILE.npz instead.")

@@ -1,7 +1,6 @@
 """The train loop: the only one. What differs between ways of learning is a task."""
 
 import json
-import shlex
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -61,6 +60,7 @@ def train_and_evaluate(
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
     parts = assemble(run)
     task, devices = parts.task, parts.devices
+    about = task.about()
     data = record.of(task.train_data, task.eval_data)
     processes.check_same(json.dumps(data), "the record of the data", record.differences)
     train_step = _traceable(parts) if run.debug_nans else devices.train_step(parts.train_step)
@@ -79,7 +79,7 @@ def train_and_evaluate(
         same = not start or folder.is_of(config, data, change_config=change_config, change_data=change_data)
         state = parts.restored_state(checkpoints, start) if start else parts.fresh_state()
         if same or start < run.steps:  # what a finished run says of its model stays true
-            folder.record(start, config, data, task.about(), task.published)
+            folder.record(start, config, data, about, task.published)
 
         # --- Steps ---
         trace = Trace(run.profile, folder.path, start, run.steps)
@@ -137,9 +137,8 @@ def train_and_evaluate(
                 raise
             reports.line(skipped.summary())
             if done >= run.steps:
-                place = shlex.quote(str(folder.path))
-                use = f"use the model: python -m vit_jax_mixer.predict --model={place} IMAGES"
-                reports.line(f"done: {checkpoints.conclusion()}{use}")
+                use = f"use the model: {about.command(folder.path)}" if about else ""
+                reports.line(f"done: {'; '.join(filter(None, [checkpoints.conclusion(), use])) or folder.path}")
     return state
 
 
@@ -189,6 +188,8 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         run.steps,
         run.log_every,
         run.batch_size,
+        writers=run.writers,
+        noun=f"{about.field}s" if (about := task.about()) else "examples",
         # The backward pass has twice the work of the forward.
         least_seconds=3 * task.forward_flop() * run.batch_size / peak if peak else 0.0,
         skips=run.skips,

@@ -92,7 +92,13 @@ def is_of(path, config, data=DATA, **how):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(log_every=7), dict(profile="3:4"), dict(debug_nans=True), dict(parallel="pmap"), dict(loader__prefetch=3)],
+    [
+        dict(log_every=7, writers="mine:Writer"),
+        dict(profile="3:4"),
+        dict(debug_nans=True),
+        dict(parallel="pmap"),
+        dict(loader__prefetch=3),
+    ],
 )
 def test_what_changes_no_step_may_differ(tmp_path, changes):
     assert is_of(begun(tmp_path / "run"), small(**changes))

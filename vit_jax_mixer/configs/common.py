@@ -71,6 +71,7 @@ def get_config() -> Any:
 
     # --- Logging, evaluation, checkpoints; all three also at the end ---
     config.log_every = 50  # steps
+    config.writers = ""  # your own of metrics, beside metrics.jsonl and TensorBoard's: 'my_module:Writer', joined by |
     config.eval_every = 1_000  # steps
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()

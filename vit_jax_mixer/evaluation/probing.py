@@ -47,6 +47,7 @@ def probe(
     matched = classes.match(test.class_names, train.class_names, f"{where}, --split", "--probe_split's")
     told: set[str] = set()
     predictor = trained.about
+    predictor.check_features()
 
     def skip(dataset: Dataset, index: int) -> None:
         reason = " ".join(dataset.fault(index).splitlines())

@@ -48,7 +48,9 @@ def write(trained: Trained, reference: str, folder: Path, written: Mapping[str, 
         "licence": about.licence,
         "parameters": sum(value.size for value in jax.tree.leaves(trained.params)),
         "input": {"name": f"{about.field}s", "dtype": example.dtype.name, "shape": ["b", *example.shape], **more.input},
-        "outputs": {name: {"dtype": "float32", "shape": ["b", *like.shape[1:]]} for name, like in outputs.items()},
+        "outputs": {
+            name: {"dtype": like.dtype.name, "shape": ["b", *like.shape[1:]]} for name, like in outputs.items()
+        },
         **more.fields,
         **_history(pretrained.locate(trees.split(reference)[0]), trained.step),
         "formats": {name: dataclasses.asdict(done) for name, done in written.items()},

@@ -21,7 +21,7 @@ def without_data(run: Config, num_classes: int | None, image_shape: str) -> Conf
     Raises:
         UserError: TFDS has no such dataset, or it has no labels.
     """
-    kind, _, place = run.data["source"].partition(":")
+    kind, _, place = str(run.data.get("source", "")).partition(":")
     if num_classes is None and kind == "tfds":
         features = find_builder(place).info.features
         if features is None or "label" not in features or "image" not in features:

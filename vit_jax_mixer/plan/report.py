@@ -37,7 +37,8 @@ def as_json(plan: Plan) -> str:
 
 def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
     each = _each(plan.batch_size, plan.chips)
-    yield f"{run.model['name']}, {run.parallel}, batch {plan.batch_size:,} ({each}), on {plan.target}"
+    name = run.model.get("name") or run.task["name"]
+    yield f"{name}, {run.parallel}, batch {plan.batch_size:,} ({each}), on {plan.target}"
     yield f"compiled in {plan.compile_seconds:.0f} s of CPU time by {plan.compiler}"
     yield from ("", "memory of each chip")
     memory = plan.memory
@@ -59,7 +60,7 @@ def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
         yield from _times(plan.cost, plan.roofline)
         yield from ("", f"{run.steps:,} steps at {utilisation:.0%} of that speed")
         yield _row("a step", plan.bill.step_seconds, "s")
-        yield f"  {'images a second':<28}{plan.bill.images_per_second:>10,.0f}"
+        yield f"  {'examples a second':<28}{plan.bill.examples_per_second:>10,.0f}"
         yield f"  {'hours':<28}{plan.bill.hours:>10,.2f}"
         yield f"  {'chip-hours':<28}{plan.bill.chip_hours:>10,.1f}"
     if plan.largest_batch is not None:

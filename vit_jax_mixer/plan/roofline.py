@@ -47,7 +47,7 @@ class Bill:
     """What a run costs at a share of the roofline's speed."""
 
     step_seconds: float
-    images_per_second: float
+    examples_per_second: float
     hours: float
     chip_hours: float
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax_mixer import specs
+from vit_jax_mixer import plugins
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import FILE, Answer, Evaluated, Predictor
@@ -19,7 +19,7 @@ def read(folder: Path) -> Any:
     """Return the predictor of its own kind that a folder's ``model.json`` describes.
 
     Raises:
-        UserError: there is none, or it does not say what it must.
+        UserError: there is none, it does not say what it must, or its kind is of a module that may not be imported.
     """
     path = folder / FILE
     if not path.is_file():
@@ -27,4 +27,7 @@ def read(folder: Path) -> Any:
     fields = checksums.read_json(path, may_lack_it=True)
     kind = str(fields.pop("kind", Images.kind))  # earlier ones named none
     fields.pop("published", None)
-    return specs.lookup(KINDS, kind, f"{path}: kind").of_json(fields, str(path))
+    found = plugins.lookup(KINDS, kind, f"{path}: kind")
+    if not (isinstance(found, type) and issubclass(found, Predictor)):
+        raise UserError(f"{path}: kind {kind!r} is no Predictor; name a class that is one.")
+    return found.of_json(fields, str(path))

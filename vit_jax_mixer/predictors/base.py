@@ -5,6 +5,7 @@ B examples are a batch.
 
 import abc
 import dataclasses
+import shlex
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax_mixer import models, pretrained, specs
+from vit_jax_mixer import models, plugins, pretrained, specs
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source, open_source
@@ -122,6 +123,7 @@ class Predictor(abc.ABC):
     Attributes:
         kind: as ``model.json`` names it: of `predictors.KINDS`, or ``module:Name``.
         field: of an example, as 'image'; with an s it is the name of an exported model's input.
+        arguments: what `predict` is given, in the command that a training proposes.
         model: the fields of `models.create`.
         source: where the weights come from.
         licence: of the weights; '' if they are one's own.
@@ -129,6 +131,7 @@ class Predictor(abc.ABC):
 
     kind: ClassVar[str]
     field: ClassVar[str]
+    arguments: ClassVar[str] = "FILES"
     model: Mapping[str, Any]
     source: str
     licence: str
@@ -147,6 +150,13 @@ class Predictor(abc.ABC):
     def of_json(cls, fields: Mapping[str, Any], where: str) -> Self:
         """Return what ``model.json`` describes, by its fields; a `UserError` says what is wrong with them."""
         return specs.call(cls, {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}, where)
+
+    def command(self, workdir: Path) -> str:
+        """Return the command that asks the model in a workdir, with the modules of a user's own that it needs."""
+        told = {"kind": self.kind, **dataclasses.asdict(self), "source": ""}  # pyright: ignore[reportArgumentType]
+        modules = ",".join(plugins.imported_of(told))
+        words = [f"--model={workdir}", *([f"--module={modules}"] if modules else [])]
+        return f"python -m vit_jax_mixer.predict {shlex.join(words)} {self.arguments}"
 
     # --- The model ---
 
@@ -176,6 +186,11 @@ class Predictor(abc.ABC):
     @abc.abstractmethod
     def meanings(self) -> dict[str, str]:
         """Say in a few words what each of `outputs` is."""
+
+    def check_features(self) -> None:
+        """Raise a `UserError` if there are no features among `outputs`."""
+        if "features" not in self.meanings():
+            raise UserError(f"a model of the kind {self.kind!r} tells no features; leave out --features or --probe.")
 
     def given(self) -> dict[str, str]:
         """Return what an evaluation tells of how it read its data, for metrics.json."""

@@ -43,6 +43,7 @@ class Images(Predictor):
 
     kind = "images"
     field = "image"
+    arguments = "IMAGES"
     model: Mapping[str, Any]
     image_shape: tuple[int, int, int]
     eval_ops: str

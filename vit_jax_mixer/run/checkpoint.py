@@ -112,7 +112,7 @@ class Checkpoints:
     def conclusion(self) -> str:
         """Return which step is the best, and its score; '' where none has one."""
         step = best_lib.step(self._scores, self._best)
-        return "" if step is None else f"step {step} is the best, {self.best} {self._scores[step][self.best]:.4g}; "
+        return "" if step is None else f"step {step} is the best, {self.best} {self._scores[step][self.best]:.4g}"
 
     def _check_best(self, scores: best_lib.Scores, whole: bool) -> None:
         if self._lacks_best(scores, whole):

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tqdm
 
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.run.step import MUST_BE_FINITE
-from vit_jax_mixer.run.writers import Log, Scalars
+from vit_jax_mixer.run.writers import Log, Scalars, open_writers
 
 
 class Reports:
@@ -29,6 +29,8 @@ class Reports:
         log_every: int,
         batch_size: int,
         *,
+        noun: str = "examples",
+        writers: str = "",
         least_seconds: float = 0.0,
         skips: int = 0,
         on_not_finite: Callable[[int], str] = lambda step: "",
@@ -41,13 +43,16 @@ class Reports:
             steps: updates in all.
             log_every: steps between two lines.
             batch_size: examples of an update.
+            noun: what they are called.
+            writers: as ``config.writers``.
             least_seconds: that the devices' peak would need for a step of the model; 0 if not known.
             skips: how many steps may be skipped because something in them is not finite.
             on_not_finite: is told the number of such a step, and returns what to say of it.
         """
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
-        self._speed = Speed(start, batch_size, least_seconds)
+        self._writers = [self._log, *open_writers(writers, workdir, start)]
+        self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)
         self.waiting = self._speed.waiting
         self._steps = steps
@@ -65,7 +70,7 @@ class Reports:
 
     def evaluation(self, step: int, scores: Scalars) -> None:
         """Report an evaluation; the speed of training does not count its time."""
-        self._log.write(step, scores)
+        self._write(step, scores)
         self._console.evaluation(step, scores)
         self._speed.restart(step)
 
@@ -75,11 +80,16 @@ class Reports:
             if step % self._every == 0 or step == self._steps:
                 speed = self._speed.measure(step)
                 self._console.training(step, {k: v for k, v in metrics.items() if k not in _QUIET}, speed)
-                self._log.write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
+                self._write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
+
+    def _write(self, step: int, scalars: Scalars) -> None:
+        for writer in self._writers:
+            writer.write(step, scalars)
 
     def close(self) -> None:
-        self._log.close()
-        self._console.close()
+        with ExitStack() as stack:  # each is closed, whatever another one's close raises
+            for one in (self._console, *reversed(self._writers)):
+                stack.callback(one.close)
 
 
 _QUIET = ("grad_norm", "param_norm", "learning_rate", "skipped")  # logged, but not on the console
@@ -134,8 +144,9 @@ class Behind:
 class Speed:
     """What the run's time goes into, between two lines of the log."""
 
-    def __init__(self, step: int, batch_size: int, least_seconds: float) -> None:
+    def __init__(self, step: int, batch_size: int, noun: str, least_seconds: float) -> None:
         self._batch_size = batch_size
+        self._noun = noun
         self._least_seconds = least_seconds
         self.restart(step)
 
@@ -158,7 +169,7 @@ class Speed:
         self.restart(step)
         steps_per_second = max(step - then, 1) / seconds
         found = {
-            "images_per_second": steps_per_second * self._batch_size,
+            f"{self._noun}_per_second": steps_per_second * self._batch_size,
             "step_seconds": 1 / steps_per_second,
             "data_wait": min(waited / seconds, 1.0),
         }
@@ -235,7 +246,8 @@ def _words(scalars: Scalars) -> str:
 
 def _speed_words(speed: Scalars) -> str:
     """Return the speed in words, and what keeps it down, where that is more than a trace."""
-    words = f"{speed['perf/images_per_second']:,.0f} images/s"
+    rate = next(name for name in speed if name.endswith("_per_second"))
+    words = f"{speed[rate]:,.0f} {rate.removeprefix('perf/').removesuffix('_per_second')}/s"
     if speed["perf/data_wait"] > 0.05:
         words += f"  {speed['perf/data_wait']:.0%} waiting for data"
     if "perf/model_flop_utilisation" in speed:

@@ -8,13 +8,13 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import tensorboardX.crc32c
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from vit_jax_mixer import files
+from vit_jax_mixer import files, specs
 from vit_jax_mixer.errors import UserError, writing
 
 Scalars = Mapping[str, float]
@@ -26,6 +26,35 @@ _MOST = 4 << 30  # bytes of a file: ten million lines
 
 _events: Any = event_pb2  # whose names are made when it is loaded
 _summaries: Any = summary_pb2
+
+
+class Writer(Protocol):
+    """Where metrics go: of a user's own by ``config.writers``, in process 0 alone.
+
+    It is made by a call with ``workdir``, a `Path`, and ``start``, the updates made before: what it was told of later
+    steps belongs to a run that was killed, and comes again.
+    """
+
+    def write(self, step: int, scalars: Scalars, /) -> None:
+        """Take numbers by name, as 'train/loss', that belong to the state after ``step`` updates."""
+
+    def close(self) -> None:
+        """Write what is still to be written; the run has ended, or stops."""
+
+
+def open_writers(specs_of_all: str, workdir: Path, start: int) -> list[Writer]:
+    """Return the writers of specs joined by ``|``, as ``my_module:Wandb(project='x')``; none but in process 0.
+
+    Raises:
+        UserError: there is no such writer, or it does not take its arguments.
+    """
+    made = []
+    for name in specs_of_all.split("|") if specs_of_all and _writes() else ():
+        writer = specs.build({}, name, "config.writers", workdir=workdir, start=start)
+        if not all(callable(getattr(writer, method, None)) for method in ("write", "close")):
+            raise UserError(f"config.writers: {name!r} makes no writer; give it the methods write and close.")
+        made.append(writer)
+    return made
 
 
 class Log:
@@ -54,7 +83,7 @@ class Log:
             if line["step"] <= start:
                 self._last = line
                 kept.append(json.dumps(line) + "\n")
-        if jax.process_index() == 0:
+        if _writes():
             with writing(path):
                 files.write_atomically(path, "".join(kept))
                 board = workdir / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
@@ -83,6 +112,10 @@ class Log:
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+def _writes() -> bool:
+    return jax.process_index() == 0
 
 
 class Appended:

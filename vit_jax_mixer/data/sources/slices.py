@@ -153,6 +153,8 @@ def _beside(split: str | None, splits: Iterable[str]) -> list[str]:
 def _notes(source: Source, expression: str) -> list[str]:
     """Return a sentence if there is one class alone, and on the classes without an example, if labels are at hand."""
     names, labels = source.class_names, getattr(source.examples, "labels", None)
+    if not names:  # labels, if any, are no classes
+        return []
     alone = [f"{expression} has one class alone, {names[0]!r}: there is nothing to tell apart."] * (len(names) == 1)
     if labels is None or not len(labels):
         return alone
