@@ -8,7 +8,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from tests.helpers import DATA, assert_close, assert_same, nested
-from vit_jax_mixer import models
+from vit_jax_mixer import models, pretrained
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.gmlp import GMlp
 from vit_jax_mixer.models.mixer import MlpMixer
@@ -239,6 +239,15 @@ def test_trees_of_other_models_have_no_convention():
         names.from_ours(tree, "timm_mixer")
     with pytest.raises(UserError, match="'timm' is not known"):
         names.from_ours(tree, "timm")
+
+
+def test_a_model_of_another_shape_with_some_of_the_names_keeps_its_own():
+    layer = {"kernel": np.zeros((3, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    tree = {"stem": layer, "head": layer}  # in a Mixer the stem is a convolution
+    assert "timm_mixer" not in names.conventions_of(tree)
+    flat, _, convention = pretrained.rename(tree, ".safetensors")
+    assert convention == "ours"
+    assert flat.keys() == {"stem/kernel", "stem/bias", "head/kernel", "head/bias"}
 
 
 def test_the_names_of_a_mnist_mixer_from_before_its_blocks_had_their_own_are_read():

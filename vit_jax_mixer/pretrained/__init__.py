@@ -169,6 +169,8 @@ def rename(tree: Tree, suffix: str, to: str | None = None) -> tuple[dict[str, An
     conventions = names.conventions_of(tree)
     family = name_tables.FAMILY[conventions[0]] if conventions else ""
     convention = _convention(family, suffix, to)
+    if to is None and convention not in conventions:  # as of a model of a user's own, with some of a family's names
+        convention = OURS
     flat = names.from_ours(tree, convention) if convention != OURS else flatten(tree)
     return flat, family, convention
 

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained.name_tables import CONVENTIONS
+from vit_jax_mixer.pretrained.name_tables import CONVENTIONS, Convention
 
 Flat = dict[str, np.ndarray]
 Tree = dict[str, Any]
@@ -92,13 +92,24 @@ def from_ours(tree: Mapping[str, Any], convention: str) -> Flat:
 
 
 def conventions_of(tree: Mapping[str, Any]) -> list[str]:
-    """Return the conventions that have a name for each parameter of a tree of ours."""
-    names = list(_flatten(tree))
+    """Return the conventions that have a name for each parameter of a tree of ours, and a place for its axes."""
+    ranks = {name: np.ndim(value) for name, value in _flatten(tree).items()}
     return [
         key
         for key, convention in CONVENTIONS.items()
-        if names and convention.writable and all(convention.write(name) for name in names)
+        if ranks and convention.writable and all(_has(convention, name, rank) for name, rank in ranks.items())
     ]
+
+
+def _has(convention: Convention, name: str, rank: int) -> bool:
+    """Say whether a convention has a parameter of ours of that name and number of axes."""
+    if (found := convention.write(name)) is None:
+        return False
+    layout = found[1].layout
+    try:
+        return layout.rank is None or (bool(layout.write) and layout.write(np.empty((1,) * rank)).ndim == layout.rank)
+    except ValueError:
+        return False
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
