@@ -1,7 +1,7 @@
 import pytest
 
 from configs import digits
-from vit_jax_mixer.config import Config
+from vit_jax_mixer.config import Config, as_json, changes
 from vit_jax_mixer.errors import UserError
 
 
@@ -30,3 +30,13 @@ def test_a_number_that_no_run_can_have_is_one_sentence(field, value, message):
     with pytest.raises(UserError) as error:
         Config.of(digits.get_config().__class__(fields))
     assert message in str(error.value)
+
+
+def test_a_run_of_before_goes_on_where_a_new_field_does_what_it_did():
+    config = digits.get_config()
+    old = as_json(config)
+    del old["init"], old["optim"]["warmup"]
+    Config(**old)
+    assert changes(old, as_json(config)) == []
+    config.init = "kaiming_uniform"
+    assert changes(old, as_json(config)) == ["init was '' and is 'kaiming_uniform'"]

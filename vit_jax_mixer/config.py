@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import ml_collections
@@ -13,6 +14,8 @@ from vit_jax_mixer.specs import Count, Share, Within
 
 Section = Mapping[str, Any]
 _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers")
+# Fields that earlier runs do not have, and what those did.
+_EARLIER = {"init": "", "optim.warmup": "from_zero"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Config:
     eval_every: Count
     eval_batch_size: Count
     checkpoint: Section
-    writers: str = ""  # which runs of before there were any do not have
+    # Which earlier runs do not have:
+    writers: str = ""
+    init: str = ""
 
     def __post_init__(self) -> None:
         _ = self.skips  # what is wrong with it is said at once
@@ -89,12 +94,15 @@ def changes(old: Section, new: Section) -> list[str]:
     constant = all(isinstance(optim, Mapping) and optim.get("schedule") == "constant" for optim in optims)
     free = {*_FREE, "steps"} if constant else _FREE
     compared = ({name: value for name, value in one.items() if name not in free} for one in (old, new))
-    return differences(*compared)
+    return differences(*compared, absent=_EARLIER)
 
 
-def differences(old: Section, new: Section) -> list[str]:
-    """Return one phrase for each field that differs, as ``batch_size was 64 and is 128``."""
-    both = _flat(old), _flat(new)
+def differences(old: Section, new: Section, absent: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """Return one phrase for each field that differs, as ``batch_size was 64 and is 128``.
+
+    ``absent`` has the values of fields, by name, that one of the two may lack.
+    """
+    both = {**absent, **_flat(old)}, {**absent, **_flat(new)}
     names = sorted(both[0].keys() | both[1].keys())
     values = ((name, *(repr(fields[name]) if name in fields else "absent" for fields in both)) for name in names)
     return [f"{name} was {was:.200} and is {now:.200}" for name, was, now in values if was != now]

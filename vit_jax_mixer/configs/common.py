@@ -20,6 +20,9 @@ def get_config() -> Any:
     # 'interpolate' (for any other), 'patch', or two parts, as 'patch|interpolate'; '' for an error.
     config.init_resize = ""
 
+    # How fresh parameters are drawn: '' as the model's paper has it, or 'kaiming_uniform' (docs/optimizers.md).
+    config.init = ""
+
     config.ema_decay = 0.0  # of a running mean of the parameters, which is evaluated and saved too; 0 for none
     config.on_not_finite = "stop"  # at a loss or gradient that is not finite; or 'skip(3)': leave out up to 3 steps
     config.debug_nans = False  # stop at the operation that makes the first NaN, with a traceback; slow
@@ -65,8 +68,11 @@ def get_config() -> Any:
     config.optim = ConfigDict()
     config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', 'lamb(...)', 'lars(...)'
     config.optim.learning_rate = 0.03  # the highest, after the warm-up
-    config.optim.schedule = "cosine"  # after the warm-up: 'cosine' or 'linear' to 0, or 'constant'
-    config.optim.warmup_steps = 500  # steps in which the rate grows linearly from 0
+    # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'cosine(decay_steps=900, floor=1e-6)', or
+    # 'restarts(first=500, factor=2)': cosines, one after another.
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 500  # steps in which the rate grows linearly
+    config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', so that it has not
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
 
     # --- Logging, evaluation, checkpoints; all three also at the end ---

@@ -12,6 +12,7 @@ from vit_jax_mixer.checkpoints import best, checksums, keeping
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import initialisation
 from vit_jax_mixer.run import checkpoint, optim, parallel, step
 from vit_jax_mixer.run.workdir import CONFIG
 from vit_jax_mixer.tasks import Task, TrainState
@@ -27,6 +28,7 @@ class Parts:
         devices: how the step runs on all of them.
         loader: makes batches of this process's share.
         task: what is learnt.
+        scheme: how fresh parameters are drawn; None as the model itself does.
         new_state: from (params, extra) to the state before the first step.
         train_step: one update, ``train_step(across, state, batch)``, as `parallel.Parallel` takes it.
     """
@@ -35,12 +37,15 @@ class Parts:
     devices: parallel.Parallel
     loader: Loader
     task: Task
+    scheme: initialisation.Scheme | None
     new_state: Callable[[Tree, Tree], TrainState]
     train_step: Callable[..., Any]
 
     def init(self) -> tuple[Tree, Tree]:
         """Return fresh (params, extra); pure, to be traced."""
-        return self.task.init(step.init_key(self.run.seed))
+        key = step.init_key(self.run.seed)
+        params, extra = self.task.init(key)
+        return initialisation.draw(self.scheme, key, params), extra
 
     def shapes(self) -> TrainState:
         """Return the shapes and types of a state, but for what is frozen."""
@@ -72,8 +77,9 @@ def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps, len(devices or ()))
     loader = specs.call(Loader, run.loader, "config.loader")
     optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    scheme = initialisation.parse(run.init)
     task = tasks.create(run)
-    return Parts(run, how, loader, task, *step.of_run(run, task, optimizer, rate))
+    return Parts(run, how, loader, task, scheme, *step.of_run(run, task, optimizer, rate))
 
 
 class Opened(NamedTuple):

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import plugins, specs
+from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import FLOATS, stacked
+from vit_jax_mixer.run import schedules
+from vit_jax_mixer.run.schedules import NotNegative
 from vit_jax_mixer.specs import Share, Within
 
-NotNegative = Annotated[float, Within(0)]
 Epsilon = Annotated[float, Within(1e-30, 1)]  # float32 has it, and so has the root of a mean of squares
 NO_DECAY = "(bias|scale)$"
 
@@ -24,6 +25,7 @@ def create(
     optimizer: str,
     learning_rate: NotNegative,
     schedule: str,
+    warmup: str = "from_zero",
     warmup_steps: Annotated[int, Within(0)],
     clip_norm: NotNegative,
     steps: int,
@@ -33,34 +35,20 @@ def create(
     Args:
         optimizer: a spec as ``sgd(momentum=0.9)``, ``adam(b2=0.99)``, ``adamw(weight_decay=0.1)``, ``lamb(...)``.
         learning_rate: the highest, reached at the end of the warm-up.
-        schedule: what follows the warm-up: cosine, linear (both to 0 at ``steps``) or constant.
-        warmup_steps: steps in which the rate grows linearly from 0; the first update has rate 0.
+        schedule: what follows the warm-up, a spec of `schedules.SCHEDULES`.
+        warmup: how the rate rises, a name of `schedules.WARMUPS`.
+        warmup_steps: steps in which it does.
         clip_norm: largest global norm of the gradient; 0 for no limit.
         steps: length of the run.
 
     Raises:
         UserError: an unknown optimizer, schedule or argument, or a warm-up longer than the run.
     """
-    if not 0 <= warmup_steps < steps:
-        raise UserError(
-            f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
-        )
-    decay = plugins.lookup(SCHEDULES, schedule, "config.optim.schedule")(learning_rate, steps - warmup_steps)
-    rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)), decay], [warmup_steps]
-    )
+    rate = schedules.create(learning_rate, schedule=schedule, warmup=warmup, warmup_steps=warmup_steps, steps=steps)
     update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     clipped = optax.chain(clip, update)
     return Elementwise(*clipped) if isinstance(update, Elementwise) else clipped, rate
-
-
-# (highest rate, steps after the warm-up) -> schedule
-SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
-    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
-    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
-    "constant": lambda peak, steps: optax.constant_schedule(peak),
-}
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:

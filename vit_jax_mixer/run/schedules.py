@@ -1,0 +1,113 @@
+"""The learning rate by step: a warm-up, then what ``config.optim.schedule`` says.
+
+Formulas are in updates made so far. A rate that a source gives by epochs is had with lengths in steps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax_mixer import plugins, specs
+from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.specs import Count, Within
+
+NotNegative = Annotated[float, Within(0)]
+
+
+def create(peak: float, *, schedule: str, warmup: str = "from_zero", warmup_steps: int, steps: int) -> optax.Schedule:
+    """Return the rate by step.
+
+    Args:
+        peak: the highest rate.
+        schedule: a spec of `SCHEDULES`, what follows the warm-up.
+        warmup: a name of `WARMUPS`.
+        warmup_steps: length of the warm-up; 0 for none.
+        steps: length of the run.
+
+    Raises:
+        UserError: something is not known, or the warm-up is longer than the run.
+    """
+    if not 0 <= warmup_steps < steps:
+        raise UserError(
+            f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
+        )
+    rises = plugins.lookup(WARMUPS, warmup, "config.optim.warmup")(peak, max(warmup_steps, 1))
+    follows = specs.build(SCHEDULES, schedule, "config.optim.schedule", peak=peak, steps=steps - warmup_steps)
+    return optax.join_schedules([rises, follows], [warmup_steps])
+
+
+def cosine(
+    peak: float,
+    steps: int,
+    *,
+    decay_steps: Annotated[int | None, Within(1, 2**31 - 1)] = None,
+    floor: NotNegative = 0.0,
+) -> optax.Schedule:
+    """Half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, of one cycle).
+
+    Args:
+        peak: the rate at its begin.
+        steps: from the warm-up to the end of the run.
+        decay_steps: in which it falls; where they are fewer, the floor stays for the rest, as in the "sharp"
+            cosine of the tabular Mixer's document, whose decay takes 15 % of the run. None for all ``steps``.
+        floor: the rate that it falls to.
+    """
+    return optax.cosine_decay_schedule(peak, decay_steps or steps, _share(floor, peak, "cosine"))
+
+
+def restarts(
+    peak: float, steps: int, *, first: Count, factor: Annotated[int, Within(1, 1000)] = 1, floor: NotNegative = 0.0
+) -> optax.Schedule:
+    """Half cosines, one after another: SGDR (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5).
+
+    Args:
+        peak: the rate at the begin of each.
+        steps: from the warm-up to the end of the run.
+        first: T_0, steps of the first.
+        factor: T_mult, by which each is longer than the one before.
+        floor: the rate that each falls to, and reaches only as the next begins.
+    """
+    share = _share(floor, peak, "restarts")
+    begins, lengths = [0], [first]
+    while factor > 1 and begins[-1] + lengths[-1] < steps:
+        begins.append(begins[-1] + lengths[-1])
+        lengths.append(lengths[-1] * factor)
+
+    def rate(count: jax.Array) -> jax.Array:
+        cycle = jnp.searchsorted(jnp.asarray(begins), count, side="right") - 1
+        position = count % first if factor == 1 else count - jnp.asarray(begins)[cycle]
+        turned = position / jnp.asarray(lengths, jnp.float32)[cycle]
+        return peak * ((1 - share) * 0.5 * (1 + jnp.cos(jnp.pi * turned)) + share)
+
+    return rate
+
+
+def _share(floor: float, peak: float, name: str) -> float:
+    """Return the floor as a share of the peak."""
+    if floor > peak:
+        raise UserError(
+            f"config.optim.schedule: {name}: floor is {floor}, above config.optim.learning_rate ({peak}); lower it."
+        )
+    return floor / peak if peak else 0.0
+
+
+# (peak=highest rate, steps=steps after the warm-up, ...) -> schedule
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
+    "cosine": cosine,
+    "restarts": restarts,
+    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+}
+
+# (highest rate, steps of the warm-up, 1 or more) -> schedule
+WARMUPS: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+    # Of update s, counted from 0, it is s / steps of the highest: the first changes nothing.
+    "from_zero": lambda peak, steps: optax.linear_schedule(0.0, peak, steps),
+    # (s + 1) / steps: the last of the warm-up has the highest rate, as in the tabular Mixer's document.
+    "from_one": lambda peak, steps: optax.linear_schedule(peak / steps, peak, max(steps - 1, 1)),
+    # The highest from the first on, which the schedule only waits for: what that document's restarts do.
+    "none": lambda peak, steps: optax.constant_schedule(peak),
+}
