@@ -76,7 +76,8 @@ def restarts(
         begins.append(begins[-1] + lengths[-1])
         lengths.append(lengths[-1] * factor)
 
-    def rate(count: jax.Array) -> jax.Array:
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.asarray(step)
         cycle = jnp.searchsorted(jnp.asarray(begins), count, side="right") - 1
         position = count % first if factor == 1 else count - jnp.asarray(begins)[cycle]
         turned = position / jnp.asarray(lengths, jnp.float32)[cycle]
