@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,6 +202,7 @@ def test_other_functions_become_onnx_too(tmp_path):
             "c": jax.checkpoint(jax.nn.gelu)(convolved),
             "a": jax.nn.softmax(table),
             "b": jax.jit(jax.nn.silu)(x.mean((1, 2))),
+            "d": nn.max_pool(x, (3, 2), (1, 2), "SAME"),
         }
 
     rng = np.random.default_rng(0)
@@ -222,6 +224,9 @@ def test_what_onnx_cannot_say_is_said():
         onnx_graph.convert(loop, {}, "images", image(4, 4, 1))
     with pytest.raises(UserError, match=r"repeats a value for the batch, as \(b, 4\)"):
         onnx_graph.convert(lambda weights, images: {"x": jnp.ones((images.shape[0], 4))}, {}, "images", image(4, 4, 1))
+    over_channels = lambda weights, images: {"x": nn.max_pool(images + 0.5, (1, 1, 2), (1, 1, 1))}
+    with pytest.raises(UserError, match="a maximum over channels or examples"):
+        onnx_graph.convert(over_channels, {}, "images", image(4, 4, 1, 3))
 
 
 def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):

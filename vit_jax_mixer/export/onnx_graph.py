@@ -222,6 +222,25 @@ def _conv(graph: _Graph, eqn: core.JaxprEqn, x: str, kernel: str) -> str:
     return graph.op("Transpose", found, perm=[out_axes.index(i) for i in range(len(out_axes))])
 
 
+def _max_pool(graph: _Graph, eqn: core.JaxprEqn, x: str) -> str:
+    params, rank = eqn.params, len(_like(eqn.invars[0]).shape)
+    window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
+    outer = [i for i in range(rank) if (window[i], strides[i], *padding[i]) == (1, 1, 0, 0)][:1]
+    inner = [i for i in range(rank) if i not in outer and i != rank - 1]
+    if not outer or (window[-1], strides[-1], *padding[-1]) != (1, 1, 0, 0) or set(params["base_dilation"]) != {1}:
+        raise UserError("the model has a maximum over channels or examples, which is not written as ONNX here.")
+    order = [*outer, rank - 1, *inner]  # to [B, C, ...]
+    found = graph.op(
+        "MaxPool",
+        graph.op("Transpose", x, perm=order),
+        kernel_shape=[window[i] for i in inner],
+        strides=[strides[i] for i in inner],
+        dilations=[params["window_dilation"][i] for i in inner],
+        pads=[padding[i][0] for i in inner] + [padding[i][1] for i in inner],
+    )
+    return graph.op("Transpose", found, perm=[order.index(i) for i in range(rank)])
+
+
 def _split(graph: _Graph, eqn: core.JaxprEqn, x: str) -> list[str]:
     sizes = [int(size) for size in eqn.params["sizes"]]
     return graph.split("Split", len(sizes), x, graph.integers(sizes), axis=eqn.params["axis"])
@@ -237,6 +256,7 @@ _HANDLERS: Mapping[str, Callable[..., str | list[str]]] = {
     "integer_pow": _integer_pow,
     "reduce_max": _reduction("ReduceMax"),
     "reduce_sum": _reduction("ReduceSum"),
+    "reduce_window_max": _max_pool,
     "reshape": _reshape,
     "rsqrt": lambda graph, eqn, x: graph.op("Reciprocal", graph.op("Sqrt", x)),
     "split": _split,

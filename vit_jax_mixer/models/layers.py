@@ -1,6 +1,8 @@
 """What several model families share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -87,7 +89,13 @@ class DropPath(nn.Module):
 
 
 def apply_blocks(
-    model: Any, block: Callable[..., nn.Module], rates: Sequence[float], x: jax.Array, *, train: bool
+    model: Any,
+    block: Callable[..., nn.Module],
+    rates: Sequence[float],
+    x: jax.Array,
+    *,
+    train: bool,
+    before: Mapping[int, Sequence[nn.Module]] = MappingProxyType({}),
 ) -> jax.Array:
     """Map f32[B, N, C] to f32[B, N, C] by one block after another; called in a compact module.
 
@@ -97,6 +105,7 @@ def apply_blocks(
         rates: the value of that field for each block.
         x: f32[B, N, C].
         train: whether blocks draw.
+        before: other modules, called with x and ``train``, that precede the block of that number.
 
     With ``remat``, the backward pass keeps the input of each block and computes the rest of it again.
     With ``scan``, one block is compiled and run in a loop, its parameters those of all blocks along
@@ -107,28 +116,55 @@ def apply_blocks(
     def call(module: Any, x: jax.Array, rate: jax.Array | None) -> jax.Array:
         return module(x, train=train, depth_rate=rate)
 
+    def call_before(module: Any, x: jax.Array) -> jax.Array:
+        return module(x, train=train)
+
     if model.remat:
         # A loop's body is a computation of its own: nothing in it can be merged with the forward pass.
         call = nn.remat(call, prevent_cse=not model.scan)  # pyright: ignore
+        call_before = nn.remat(call_before)  # pyright: ignore
     if not model.scan:
         for i, rate in enumerate(rates):
+            for one in before.get(i, ()):
+                x = call_before(one, x)
             x = call(block(stochastic_depth_rate=rate, name=f"{kind}_{i}"), x, None)
             expose(model, f"block_{i}", x)
         return x
 
-    exposed = model.is_mutable_collection("intermediates")
+    return _looped(model, block(stochastic_depth_rate=max(rates), name=kind), rates, x, before, call, call_before)
+
+
+def _looped(
+    model: Any,
+    module: nn.Module,
+    rates: Sequence[float],
+    x: jax.Array,
+    before: Mapping[int, Sequence[nn.Module]],
+    call: Callable[..., jax.Array],
+    call_before: Callable[..., jax.Array],
+) -> jax.Array:
+    """Do what `apply_blocks` does with ``scan``: a loop over the blocks up to the next that something precedes."""
+    exposed, making = model.is_mutable_collection("intermediates"), model.is_initializing()
 
     def body(module: Any, x: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         x = call(module, x, rate)
         return x, x if exposed else None
 
-    loop = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True})
-    making = model.is_initializing()
-    loop = nn.map_variables(loop, "params", _unmarked, _marked, init=making, mutable=making)
-    x, tokens = loop(block(stochastic_depth_rate=max(rates), name=kind), x, jnp.asarray(rates))
-    if tokens is not None:
-        for i in range(len(rates)):
-            expose(model, f"block_{i}", tokens[i])
+    # Parameters are made for all blocks at once.
+    parts = {0: [one for ones in before.values() for one in ones]} if making else {0: (), **before}
+    starts = sorted(parts)
+    # What is sown within blocks has an axis of one length for all loops.
+    axes: dict[Any, Any] = {"params": 0, "intermediates": 0} if len(starts) == 1 else {"params": 0}
+    for start, end in zip(starts, [*starts[1:], len(rates)], strict=True):
+        for one in parts[start]:
+            x = call_before(one, x)
+        loop = nn.scan(body, variable_axes=axes, split_rngs={"params": True, "dropout": True})
+        part = slice(start, end) if len(starts) > 1 else None
+        loop = nn.map_variables(loop, "params", partial(_unmarked, part), _marked, init=making, mutable=making)
+        x, tokens = loop(module, x, jnp.asarray(rates[start:end]))
+        if tokens is not None:
+            for i in range(start, end):
+                expose(model, f"block_{i}", tokens[i - start])
     return x
 
 
@@ -136,8 +172,12 @@ def _marked(variables: Any) -> Any:
     return {"params": {stacked.MARK: variables["params"]}} if variables.get("params") else variables
 
 
-def _unmarked(variables: Any) -> Any:
-    return {"params": variables["params"][stacked.MARK]} if variables.get("params") else variables
+def _unmarked(part: slice | None, variables: Any) -> Any:
+    """Return the parameters as a loop reads them, of those blocks alone if not None."""
+    if not variables.get("params"):
+        return variables
+    params = variables["params"][stacked.MARK]
+    return {"params": params if part is None else jax.tree.map(lambda leaf: leaf[part], params)}
 
 
 def expose(module: nn.Module, name: str, x: jax.Array) -> None:

@@ -5,6 +5,7 @@ K classes. The parameter tree is that of the published checkpoints:
 ``stem``, ``MixerBlock_0/token_mixing/Dense_0/kernel``, ..., ``pre_head_layer_norm``, ``head``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -12,7 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax_mixer.models.layers import Blocks, Classes, DropPath, apply_blocks, embed_patches, expose
+from vit_jax_mixer.models.convolutions import before_blocks, before_patches
+from vit_jax_mixer.models.lambda_layer import token_mixer
+from vit_jax_mixer.models.layers import Blocks, Classes, DropPath, apply_blocks, embed_patches, expose, patch_sides
 from vit_jax_mixer.specs import Share, Size, Within
 
 
@@ -52,6 +55,7 @@ class MixerBlock(nn.Module):
         dtype: of the computation; parameters stay float32.
         exact_gelu: see `MlpBlock`.
         epsilon: of the LayerNorms.
+        token_mixer: makes what mixes tokens, f32[B, N, C] to the same, in the place of the MLP.
     """
 
     tokens_mlp_dim: int
@@ -61,6 +65,7 @@ class MixerBlock(nn.Module):
     dtype: Any = jnp.float32
     exact_gelu: bool = False
     epsilon: float = 1e-6
+    token_mixer: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
@@ -69,9 +74,12 @@ class MixerBlock(nn.Module):
         drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
-        y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
-        y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
-        y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
+        if self.token_mixer is None:
+            y = jnp.swapaxes(y, 1, 2)  # [B, N, C] -> [B, C, N]
+            y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, train=train)
+            y = jnp.swapaxes(y, 1, 2)  # [B, C, N] -> [B, N, C]
+        else:
+            y = self.token_mixer(name="token_mixing")(y)
         x = x + drop_path(y)
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="LayerNorm_1")(x)
@@ -90,13 +98,18 @@ class MlpMixer(nn.Module):
         num_blocks: number of mixer blocks.
         patch_size: pixels of a patch's side, or (height, width).
         hidden_dim: C, channels of a token.
-        tokens_mlp_dim: D_S, hidden width of token mixing.
+        tokens_mlp_dim: D_S, hidden width of token mixing by an MLP.
         channels_mlp_dim: D_C, hidden width of channel mixing.
         dropout_rate: dropout inside the MLPs.
         stochastic_depth_rate: that of the last block; it grows linearly from 0 at the first.
         head_bias_init: start value of the head's bias; about ``-log(K)`` with sigmoid losses.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
         exact_gelu: as the PyTorch models of timm have it; the published Mixers were trained without.
+        stem: 'patch', or 'inception(one=16, ..., relu=False)' before the patches (`convolutions.Inception`).
+        conv_blocks: how many convolutional blocks precede each of the first mixer blocks, as (2, 1); () for none.
+        conv_block: their kind, 'convnext(kernel_size=7, expansion=4, layer_scale=1e-6)' or
+            'inception_next(kernel_size=3, band=11, branch_ratio=0.125, ...)' (`convolutions`).
+        token_mixer: 'mlp', or 'lambda_layer(dim_k=16, heads=4, dim_u=1, window=0)' (`lambda_layer`).
         scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
@@ -112,6 +125,10 @@ class MlpMixer(nn.Module):
     head_bias_init: Annotated[float, Within(-1000, 1000)] = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    stem: str = "patch"
+    conv_blocks: tuple[int, ...] = ()
+    conv_block: str = "convnext"
+    token_mixer: str = "mlp"
     scan: bool = False
     remat: bool = False
 
@@ -124,7 +141,9 @@ class MlpMixer(nn.Module):
         Raises:
             UserError: the patch size does not divide the image size.
         """
-        x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
+        x = before_patches(images, self.stem, self.dtype)
+        x = embed_patches(x, self.patch_size, self.hidden_dim, self.dtype)
+        grid = tuple(side // patch for side, patch in zip(images.shape[1:3], patch_sides(self.patch_size), strict=True))
         block = partial(
             MixerBlock,
             self.tokens_mlp_dim,
@@ -132,9 +151,11 @@ class MlpMixer(nn.Module):
             self.dropout_rate,
             dtype=self.dtype,
             exact_gelu=self.exact_gelu,
+            token_mixer=token_mixer(self.token_mixer, grid, self.dtype),
         )
         rates = [self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1) for i in range(self.num_blocks)]
-        x = apply_blocks(self, block, rates, x, train=train)
+        before = before_blocks(self.conv_blocks, self.conv_block, grid, rates, self.dtype)
+        x = apply_blocks(self, block, rates, x, train=train, before=before)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)

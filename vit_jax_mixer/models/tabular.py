@@ -17,6 +17,8 @@ import numpy as np
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models.convolutions import before_blocks, before_patches
+from vit_jax_mixer.models.lambda_layer import token_mixer
 from vit_jax_mixer.models.layers import Blocks, Classes, Ratio, apply_blocks, expose, hidden_width
 from vit_jax_mixer.models.mixer import MixerBlock
 from vit_jax_mixer.specs import Share, Size, Within
@@ -139,6 +141,11 @@ class TabularMixer(nn.Module):
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
         exact_gelu: by the error function, as the document has it.
         epsilon: of the LayerNorms; the document has 1e-5.
+        stem: 'patch', or 'inception(one=16, ..., relu=False)' between columns and patches (`convolutions.Inception`).
+        conv_blocks: how many convolutional blocks precede each of the first mixer blocks, as (2, 1); () for none.
+        conv_block: their kind, 'convnext(kernel_size=7, expansion=4, layer_scale=1e-6)' or
+            'inception_next(kernel_size=3, band=11, branch_ratio=0.125, ...)' (`convolutions`).
+        token_mixer: 'mlp', or 'lambda_layer(dim_k=16, heads=4, dim_u=1, window=0)' (`lambda_layer`).
         scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
@@ -157,6 +164,10 @@ class TabularMixer(nn.Module):
     dtype: Any = jnp.float32
     exact_gelu: bool = True
     epsilon: Annotated[float, Within(1e-12, 1)] = 1e-5
+    stem: str = "patch"
+    conv_blocks: tuple[int, ...] = ()
+    conv_block: str = "convnext"
+    token_mixer: str = "mlp"
     scan: bool = False
     remat: bool = False
 
@@ -171,6 +182,7 @@ class TabularMixer(nn.Module):
         """
         x = self.patches(rows)
         x = nn.Dense(self.hidden_dim, dtype=self.dtype, name="stem")(x)  # [B, N, C]
+        grid = x.shape[1:2]
         block = partial(
             MixerBlock,
             hidden_width(self.tokens_expansion, x.shape[1], "tokens_expansion", "tokens"),
@@ -179,9 +191,11 @@ class TabularMixer(nn.Module):
             dtype=self.dtype,
             exact_gelu=self.exact_gelu,
             epsilon=self.epsilon,
+            token_mixer=token_mixer(self.token_mixer, grid, self.dtype),
         )
         rates = [self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1) for i in range(self.num_blocks)]
-        x = apply_blocks(self, block, rates, x, train=train)
+        before = before_blocks(self.conv_blocks, self.conv_block, grid, rates, self.dtype)
+        x = apply_blocks(self, block, rates, x, train=train, before=before)
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)
@@ -190,7 +204,7 @@ class TabularMixer(nn.Module):
         return x
 
     def patches(self, rows: jax.Array) -> jax.Array:
-        """Map rows f32[B, F] to patches f32[B, N, P], or f32[B, N, P * D] where columns are embedded."""
+        """Map rows f32[B, F] to patches f32[B, N, P], or f32[B, N, P * D] where columns are vectors."""
         columns = rows.shape[1]
         categories = tuple(self.categories) or (0,) * columns
         if len(categories) != columns or not all(type(n) is int and 0 <= n <= 1 << 24 for n in categories):
@@ -199,7 +213,7 @@ class TabularMixer(nn.Module):
             )
         if self.column_dim:
             rows = Columns(self.column_dim, categories, self.numbers, name="columns")(rows)
+        x = before_patches(rows.reshape(rows.shape[0], columns, -1), self.stem, self.dtype)
         tokens = -(-columns // self.patch_size)
-        lacking = tokens * self.patch_size - columns
-        rows = jnp.pad(rows, [(0, 0), (0, lacking), *[(0, 0)] * (rows.ndim - 2)])
-        return rows.reshape(rows.shape[0], tokens, -1)  # [B, N, P * D]
+        x = jnp.pad(x, [(0, 0), (0, tokens * self.patch_size - columns), (0, 0)])
+        return x.reshape(x.shape[0], tokens, -1)  # [B, N, P * D]
