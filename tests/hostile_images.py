@@ -110,6 +110,7 @@ def sound():
         "profiles.jpg": (jpeg_with(jpeg, *[(0xE2, b"ICC_PROFILE\0\x09\x09" + bytes(60_000))] * 50), jpeg),
         "segments_cmyk.jpg": (jpeg_with(cmyk, *[(0xE1, b"Exif\0\0" + bytes(65_000))] * 200), cmyk),
         "photoshop_cmyk.jpg": (jpeg_with(cmyk, (0xED, b"Photoshop 3.0\x008BIM\4\4"), (0xE2, b"MPF\0II*\0")), cmyk),
+        "fill_bytes.jpg": (jpeg[:2] + b"\xff" * big + jpeg[2:], jpeg),
         "comment.jpg": (jpeg_with(jpeg, (0xFE, b"\x1b[2J" * 9000)), jpeg),
         "chunks.webp": (webp_with(webp, (b"ICCP", bytes(big)), (b"XMP ", b"<" * big), (b"????", b"abc")), webp),
         "cut_chunk.webp": (webp_with(webp, (b"XMP ", bytes(999)))[:-500], webp),

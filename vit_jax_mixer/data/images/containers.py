@@ -4,11 +4,14 @@ Metadata of any size or damage then keeps nobody from the pixels, nor does it co
 Of an animation the first frame is left. Work and memory are a small multiple of the file's size.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 JPEG = b"\xff\xd8"
+_FILL = re.compile(rb"\xff+")
+_GIF_BLOCK = re.compile(rb"[\x21\x2c\x3b]")
 
 
 class Jpeg(NamedTuple):
@@ -97,8 +100,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if place + 4 > size:
             return
         marker = data[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
+        if marker == 0xFF:  # fill bytes, of which there may be millions; the last begins the marker
+            place = _FILL.match(data, place).end() - 1  # pyright: ignore[reportOptionalMemberAccess] # it is one
         elif marker <= 1 or 0xD0 <= marker <= 0xD8:  # no segment follows
             place += 2
         elif marker == 0xD9:
@@ -169,7 +172,8 @@ def _bare_gif(data: bytes) -> bytes:
             place = _after_blocks(data, place + 2)
             control = data[start:place] if data[start + 1] == 0xF9 else control
         else:
-            place += 1
+            block = _GIF_BLOCK.search(data, place)
+            place = block.start() if block else len(data)
     return data
 
 
