@@ -169,6 +169,21 @@ def test_an_ema_teacher_in_a_state_is_no_default():
     assert Chooser("a", "teacher")(shapes) == {name: f"extra/teacher/{name}" for name in OURS}
 
 
+@pytest.mark.parametrize("published", ["extra/teacher/backbone", "extra/momentum/encoder", "extra/opt"])
+def test_of_a_run_what_its_task_publishes_is_taken_and_any_other_tree_can_be_asked_for(published):
+    starts = ("params/student", "params/head", published, "opt_state/0/mu/student", "ema/student")
+    shapes = dict.fromkeys(["step", *(f"{start}/{name}" for start in starts for name in OURS)], ())
+    taken = lambda wanted, start: Chooser("a", wanted, True, published)(shapes) == {n: f"{start}/{n}" for n in OURS}
+    assert taken("", published)
+    assert taken("params/student", "params/student")
+    assert taken("params.student", "params/student")
+    assert taken("ema/student", "ema/student")
+    with pytest.raises(UserError, match=r"a holds .*none of it is 'params\.stud'; name one, as in a#"):
+        Chooser("a", "params.stud", True, published)(shapes)
+    with pytest.raises(UserError, match="none of it is what the run publishes, 'extra/gone'"):
+        Chooser("a", "", True, "extra/gone")(shapes)
+
+
 @pytest.mark.parametrize(
     "name", ["b.PTH", "b.pth.tar", "b.ckpt", "b.pt", "b.bin", "B.NPZ", "b.SafeTensors", "mixer", "b.npz.1", "b.th"]
 )

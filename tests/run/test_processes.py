@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from tests.helpers import assert_same, environment
+from tests.helpers import ROOT, assert_same, environment
 from tests.processes import assert_same_run, end_of, in_this_process, plain, results_of, slurm, start, together, up_to
+from tests.run.test_step import UNEQUAL, Tokens, sentences, step_on
 from tests.test_sources import write_image
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import processes
@@ -88,6 +90,45 @@ def test_pmap_goes_on_from_what_several_processes_have_saved_and_they_from_it(tm
     assert_same_run(in_this_process(tmp_path / "pmap", parallel="pmap", **still), expected)
     back = together(up_to(3, tmp_path / "pmap", tmp_path / "back"), plain(2), parallel="jit(fsdp=2)", **still)
     assert_same_run(back, expected)
+
+
+# A step on this process's rows of the sentences; the state that it ends with goes to a file.
+STEP_ON_SENTENCES = """
+import sys
+
+import jax
+import numpy as np
+
+from tests.run.test_step import Tokens, sentences, step_on
+from vit_jax_mixer.run import processes
+
+lengths, how, accum_steps, folder = sys.argv[1:]
+with processes.processes(True):
+    batch, own, count = sentences(eval(lengths)), jax.process_index(), jax.process_count()
+    rows = {name: np.split(values, count)[own] for name, values in batch.items()}
+    state, metrics = step_on(Tokens(), how, int(accum_steps), rows)
+    np.savez(f"{folder}/{own}.npz", slope=state.params["slope"], mean=state.extra["mean"], **metrics)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "lengths", "accum_steps"),
+    [("jit", UNEQUAL, 2), ("jit", [0, 0, 0, 0, 4, 1, 2, 3], 1), ("jit(fsdp=2)", UNEQUAL, 1)],
+)
+def test_rows_of_unequal_weight_in_two_processes_have_the_update_of_one(tmp_path, how, lengths, accum_steps):
+    command = [sys.executable, "-c", STEP_ON_SENTENCES, str(lengths), how, str(accum_steps), str(tmp_path)]
+    env = {**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    results = results_of([subprocess.Popen(command, cwd=ROOT, env={**env, **own}, **pipes) for own in plain(2)])
+    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
+    state, metrics = step_on(Tokens(), "jit", 1, sentences(lengths))
+    expected = {"slope": state.params["slope"], "mean": state.extra["mean"], **metrics}
+    for process in range(2):
+        found = np.load(tmp_path / f"{process}.npz")
+        assert set(found.files) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.slow

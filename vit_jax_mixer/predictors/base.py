@@ -156,6 +156,7 @@ class Predictor(abc.ABC):
         told = {"kind": self.kind, **dataclasses.asdict(self), "source": ""}  # pyright: ignore[reportArgumentType]
         modules = ",".join(plugins.imported_of(told))
         words = [f"--model={workdir}", *([f"--module={modules}"] if modules else [])]
+        words += ["--features=features.npz"] if self.lack() else []
         return f"python -m vit_jax_mixer.predict {shlex.join(words)} {self.arguments}"
 
     # --- The model ---

@@ -72,8 +72,10 @@ class Chooser:
         Raises:
             UserError: there is none, or it is not clear which is meant.
         """
-        trees = _of_a_run(shapes, self.published) if self.ours else _known(shapes) or _others(shapes)
-        states = [path for path in trees if _is_state(path)]
+        own = self.published, self.wanted
+        trees = _of_a_run(shapes, *own) if self.ours else _known(shapes) or _others(shapes)
+        # Of a run of ours none is looked for by its words: a teacher may be called momentum.
+        states = [path for path in trees if _is_state(path)] if not self.ours else []
         models = {path: tree for path, tree in trees.items() if path not in states}
         if not models and states:
             raise UserError(f"{self.where} holds an optimizer's state, {_listed(states)}, and no model; take another.")
@@ -91,7 +93,7 @@ class Chooser:
 
     def _asked(self, models: Mapping[Path, Tree]) -> Path:
         wanted = tuple(re.split(r"[./]", self.wanted))
-        found = [path for path in models if _holds(path, wanted)]
+        found = [wanted] if wanted in models else [path for path in models if _holds(path, wanted)]
         if not found and self.wanted in (MEAN, RAW):
             found = [path for path in models if _is_mean(path) == (self.wanted == MEAN)]
         if len(found) != 1:
@@ -127,16 +129,17 @@ def split(reference: str | os.PathLike[str]) -> tuple[str, str]:
     return plain, tree
 
 
-def _of_a_run(shapes: Shapes, published: str) -> dict[Path, Tree]:
+def _of_a_run(shapes: Shapes, published: str, wanted: str) -> dict[Path, Tree]:
     """Return the parameters of a training state of ours and their mean; a tree without a state is all of it.
 
-    Where the run publishes another tree, that is the one, but for who asks for the others.
+    Where the run publishes another tree, or the caller names one by its whole path, there is that too.
     """
-    trees: dict[Path, Tree] = {(part,): _below(shapes, f"{part}/") for part in ("params", "ema")}
-    if published and "step" in shapes:
-        trees[_path(published)] = _below(shapes, f"{published}/")
+    if "step" not in shapes:
+        return {(): {name: name for name in shapes}}
+    paths = dict.fromkeys(_path(text) for text in ("params", MEAN, published, wanted) if text)
+    trees = {path: _below(shapes, "/".join((*path, ""))) for path in paths}
     found = {path: tree for path, tree in trees.items() if tree}
-    return found if "step" in shapes and found else {(): {name: name for name in shapes}}
+    return found or {(): {name: name for name in shapes}}
 
 
 def _below(shapes: Shapes, start: str) -> Tree:

@@ -14,10 +14,10 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.predictors.classification.scores import LOSSES, means, of_batch
-from vit_jax_mixer.predictors.images import Images, of_any_image
+from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
-from vit_jax_mixer.tasks.images import ImageData, image_data
+from vit_jax_mixer.tasks.images import ImageData, describe, image_data
 
 PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
@@ -34,15 +34,7 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
     if probing and data.eval is None:
         raise UserError("config.task.probe is tried in evaluations, but config.data.eval is ''; set one of the two.")
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
-    about = Images(
-        model={**run.model, "num_classes": data.num_classes},
-        image_shape=data.shape,
-        eval_ops=of_any_image(run.data["eval_ops"], data.shape),
-        class_names=tuple(data.class_names),
-        source=f"trained on {run.data['source']} {run.data['train']}"
-        + (f", from {run.init_from}" if run.init_from else ""),
-        probabilities=loss,
-    )
+    about = describe(run, data, num_classes=data.num_classes, probabilities=loss)
     task = Classification(model, data, loss, label_smoothing, run.init_from, about, run.init_resize)
     if probing:
         task.probe(probing, probe_examples)

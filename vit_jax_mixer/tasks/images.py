@@ -14,6 +14,7 @@ from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.predictors.images import Images, of_any_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,26 @@ def image_data(run: Config, *, labels: bool = True, crops: Mapping[str, Crops] |
     return data
 
 
+def describe(run: Config, data: "ImageData", *, num_classes: int, probabilities: str = "softmax") -> Images:
+    """Return what a user of a model that learnt from these images must know, for `Task.about`.
+
+    Args:
+        run: the config, whose ``model`` it is.
+        data: what it learnt from.
+        num_classes: of the model: those of the data, or 0 of one that gives features alone.
+        probabilities: what makes them of its logits.
+    """
+    return Images(
+        model={**run.model, "num_classes": num_classes},
+        image_shape=data.shape,
+        eval_ops=of_any_image(run.data["eval_ops"], data.shape),
+        class_names=tuple(data.class_names) if num_classes else (),
+        source=f"trained on {run.data['source']} {run.data['train']}"
+        + (f", from {run.init_from}" if run.init_from else ""),
+        probabilities=probabilities,
+    )
+
+
 class ImageData:
     """Images for training and evaluation.
 
@@ -113,8 +134,9 @@ class ImageData:
         eval_source = open_source(source, eval, skip_bad) if eval else None
         self.class_names = train_source.class_names
         self.num_classes = len(self.class_names)
-        if labels and not self.num_classes:
-            raise UserError(f"{source} has no class labels, which the task needs; choose another dataset.")
+        for split, opened in ((train, train_source), (eval, eval_source)):
+            if labels and opened:
+                opened.check_labelled(f"{source}, split {split!r},", "the task")
         self.train_ops = images.parse(train_ops, "config.data.train_ops")
         self.eval_ops = images.parse(eval_ops, "config.data.eval_ops")
         classes.check_distinct(self.class_names, source)
