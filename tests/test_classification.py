@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from vit_jax_mixer import tasks
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import step
+from vit_jax_mixer.tasks.images import describe, image_data
 
 
 def create(ops="decode(1)|value_range(-1, 1)", **task):
@@ -150,3 +153,30 @@ def test_classes_that_look_the_same_are_told(tmp_path):
     (tmp_path / "train/apple").rename(tmp_path / "train/apple ")
     with pytest.raises(UserError, match=r"the classes 'apple' and 'apple ' differ in blanks at the ends alone"):
         of_folders(folders(tmp_path, train="apple"), "train", "train")
+
+
+@pytest.mark.parametrize(
+    ("place", "lack"),
+    [
+        ("folder:{}", "{0} holds 0.png outside the class folders; move it into one"),
+        ("manifest:{}/list.csv", "{0}/list.csv has the column label not; its header is path"),
+        ("blank:0", "blank:0 has none; name a number of classes, as blank:1000"),
+    ],
+)
+def test_data_without_labels_are_for_tasks_that_need_none(tmp_path, place, lack):
+    for i in range(2):
+        Image.new("L", (8, 8), 30 * i).save(tmp_path / f"{i}.png")
+    source = place.format(tmp_path)
+    if source.startswith("manifest"):
+        (tmp_path / "list.csv").write_text("path\n0.png\n1.png\n")
+    split = "train" if source == "blank:0" else "all"
+    config = digits.get_config()
+    config.data.update(source=source, train=split, eval=split, views=1)
+    config.data.train_ops = config.data.eval_ops = "decode(1)|resize(8)|value_range(-1, 1)"
+    with pytest.raises(UserError, match="^the task needs labels, and " + re.escape(lack.format(tmp_path))):
+        tasks.create(Config.of(config))
+    data = image_data(Config.of(config), labels=False)
+    assert (data.num_classes, data.shape) == (0, (8, 8, 1))
+    for dataset in (data.train, data.plain, data.eval):
+        assert dataset.get(1, np.random.default_rng(0)).keys() == {"image"}
+    assert describe(Config.of(config), data, num_classes=0).lack()

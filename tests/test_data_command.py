@@ -88,12 +88,14 @@ def test_it_checks_every_example(photos):
 
 
 def test_a_split_that_cannot_be_opened_stops_nothing_else(tmp_path):
-    for name in ("cat/0.jpg", "dog/0.jpg", "dog/puppy/0.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("cat/0.jpg", "dog/0.jpg", "dog/puppy/0.jpg", "eel/young/old/0.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(real_jpegs()[0])
     result = command("data", f"folder:{tmp_path}", "--sheet=")
     assert result.returncode == 0, result.stderr
-    assert f"dog: {tmp_path}/dog holds 0.jpg outside the class folders" in result.stdout
+    assert f"eel: {tmp_path}/eel holds no class folder with images" in result.stdout
+    assert "dog: 2 examples\n" in result.stdout
+    assert f"note: no labels: {tmp_path}/dog holds 0.jpg outside the class folders" in result.stdout
     assert "looking at all: 3 examples, classes cat, dog, dog/puppy" in result.stdout
 
 

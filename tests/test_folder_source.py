@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import environment
 from tests.test_sources import pixels, write_image
+from vit_jax_mixer.data import record
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.image_files import find_images
@@ -23,7 +24,7 @@ def items(source):
 
 def failure(name, split="train"):
     with pytest.raises(UserError) as error:
-        open_source(name, split)
+        open_source(name, split).check_labelled(name, "the task")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -109,7 +110,7 @@ def test_classes_txt_gives_the_order_of_labels(tmp_path):
 
 def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path):
     name = f"folder:{tmp_path}"
-    assert f"{tmp_path} holds no folder" in failure(name)
+    assert f"{tmp_path} holds no folder and no image" in failure(name)
     (tmp_path / "train").mkdir()
     assert f"{tmp_path}/train holds no class folder with images" in failure(name)
     (tmp_path / "train/dog").mkdir()
@@ -214,20 +215,52 @@ def test_a_split_under_another_name_has_the_classes_of_training(tmp_path):
             "all",
             "/a holds test and train, which",
         ),
-        (("train/1.png", "test/1.png"), "all", "{0} holds test and train, which are splits by their names, and no cl"),
-        (("train/1.png",), "all", "{0} holds train, which"),
+        (("train/1.png", "test/1.png"), "train", "the task needs labels, and {0}/train holds 1.png outside the class"),
+        (("train/1.png",), "train", "{0}/train holds 1.png outside"),
         (("train/a/1.png", "test/1.png"), "test", "{0}/test holds 1.png outside the class folders"),
         (("train/a/1.png", "test.tar.gz"), "test", "{0}/test.tar.gz is packed; unpack it"),
         (("train.zip", "test.zip"), "train", "{0}/t.*.zip is packed; unpack it"),
         (("train/a.zip", "train/b.tgz"), "train", "{0}/train/a.zip is packed; unpack it"),
         (("train/a/a.7z", "train/b/1.png"), "train", "{0}/train/a/a.7z is packed"),
-        (("1.png", "2.png"), "train", "{0} holds no folder"),
+        (("1.png", "2.png"), "train", "has no split 'train' .cut it from 'all'"),
+        (("1.png", "2.png"), "all", "the task needs labels, and {0} holds 1.png outside the class folders"),
     ],
 )
 def test_a_folder_with_another_layout_says_what_to_do(tmp_path, files, split, message):
     name = make(tmp_path, *files)
     with pytest.raises(UserError, match=message.format(tmp_path)):
-        open_source(name, split)
+        open_source(name, split).check_labelled(name, "the task")
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("1.png", "2.png"), {"all": 2}),
+        (("train/1.png", "train/2.png", "test/1.png"), {"train": 2, "test": 1}),
+        (("train/1.png", "test/1.png", "unlabelled/1.png"), {"train": 1, "test": 1, "unlabelled": 1}),
+        (("train/a/1.png", "train/b/1.png", "test/1.png"), {"test": 1}),
+        (("a/1.png", "b/1.png", "2.png"), {"all": 3}),
+        (("train/a/1.png", "train/2.png", "test/a/1.png"), {"train": 2}),
+        (("val/1.png",), {"val": 1}),
+    ],
+)
+def test_images_outside_of_classes_have_no_labels(tmp_path, files, splits):
+    name = make(tmp_path, *files)
+    for split, count in splits.items():
+        examples = pickle.loads(pickle.dumps(open_source(name, split).examples))
+        assert [examples[i].keys() for i in range(len(examples))] == [{"image"}] * count
+        source = open_source(name, f"{split}[:50%]+{split}[50%:]")
+        assert (source.class_names, len(source.examples), source.examples[0].keys()) == ((), count, {"image"})
+        assert record.fingerprint(source)
+    if "test/a/1.png" in files:
+        assert open_source(name, "test").class_names == ("a",)
+
+
+def test_parts_of_which_one_has_no_labels_have_none(tmp_path):
+    name = make(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png")
+    source = open_source(name, "train+test")
+    assert [source.examples[i].keys() for i in range(3)] == [{"image"}] * 3
+    assert f"{tmp_path}/test holds 1.png outside" in failure(name, "train+test")
 
 
 def test_an_archive_is_no_folder(tmp_path):

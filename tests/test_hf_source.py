@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.test_sources import pixels
+from vit_jax_mixer.data import record
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.errors import UserError
 
@@ -52,7 +53,7 @@ def check(source, labels, first=0):
 
 def failure(name, split="train"):
     with pytest.raises(UserError) as error:
-        open_source(name, split)
+        open_source(name, split).check_labelled(name, "the task")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -171,10 +172,10 @@ def test_a_copy_is_small_and_reads_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"a": [1]}, "has no column for an image .*It has a: int64"),
-        ({"image": [b"x"]}, "has no column for a label .*It has image: binary"),
-        ({"image": ["x"], "label": [1]}, "has no column for an image .*image: string, label: int64"),
-        ({"image": [b"x"], "label": [0.5]}, "has no column for a label .*label: float64"),
+        ({"a": [1]}, "has no field for an image .*It has a: int64"),
+        ({"image": [b"x"]}, "has no field for a label .*It has image: binary"),
+        ({"image": ["x"], "label": [1]}, "has no field for an image .*image: string, label: int64"),
+        ({"image": [b"x"], "label": [0.5]}, "has no field for a label .*label: float64"),
         ({"image": [b"x", b"y"], "label": [1, None]}, "column label is empty in 1 rows"),
         ({"image": [b"x"], "label": [-1]}, "column label has the label -1, which is none of the 1 classes"),
         ({"image": [b"x"], "label": [10**12]}, "has the label 1000000000000; number the classes from 0"),
@@ -182,8 +183,23 @@ def test_a_copy_is_small_and_reads_the_same(tmp_path):
 )
 def test_columns_that_do_not_fit_are_one_sentence(tmp_path, columns, message):
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
+    name = f"hf:{tmp_path}/data"
     with pytest.raises(UserError, match=message):
-        open_source(f"hf:{tmp_path}/data", "train")
+        open_source(name, "train").check_labelled(name, "the task")
+
+
+@pytest.mark.parametrize("columns", [{}, {"label": [0.5, 1.5]}, {"label": [-1, -1]}, {"label": [1, None]}])
+@pytest.mark.parametrize("kind", ["saved", "parquet"])
+def test_images_without_labels_are_examples_all_the_same(tmp_path, kind, columns):
+    rows = datasets.Dataset.from_dict({"image": [png(0), png(1)], **columns})
+    name = f"hf:{tmp_path}/data" + ".parquet" * (kind == "parquet")
+    rows.to_parquet(name[3:]) if kind == "parquet" else rows.save_to_disk(name[3:])
+    source = open_source(name, "train")
+    assert [source.examples[i].keys() for i in range(2)] == [{"image"}] * 2
+    assert source.class_names == ()
+    assert pixels(source.examples[1]["image"]).shape[-1] in (1, 3)
+    assert len(pickle.loads(pickle.dumps(source.examples))) == 2
+    assert record.fingerprint(source)
 
 
 def test_labels_that_training_lacks_are_named(tmp_path):

@@ -17,7 +17,7 @@ def write_table(path, text):
     if path.suffix == ".parquet":
         header, *rows = [line.split(",") for line in text.splitlines()]
         columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-        if all(label.isdigit() for label in columns["label"]):
+        if all(label.isdigit() for label in columns.get("label", ["cat"])):
             columns["label"] = [int(label) for label in columns["label"]]
         pq.write_table(pa.table(columns), path)
     else:
@@ -85,9 +85,34 @@ def test_a_manifest_and_a_folder_have_one_order(tmp_path):
 )
 def test_a_bad_manifest_is_one_sentence(tmp_path, text, message):
     (tmp_path / "list.csv").write_bytes(text)
+    name = f"manifest:{tmp_path}/list.csv"
     with pytest.raises(UserError, match=message) as error:
-        open_source(f"manifest:{tmp_path}/list.csv", "train")
-    assert str(error.value).startswith((f"{tmp_path}/list.csv", f"manifest:{tmp_path}/list.csv"))
+        open_source(name, "train" if "split 'train'" in message else "all").check_labelled(name, "the task")
+    starts = [f"{start}{tmp_path}/list.csv" for start in ("", "manifest:", "the task needs labels, and ")]
+    assert str(error.value).startswith(tuple(starts))
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+def test_files_without_labels_are_examples_all_the_same(tmp_path, name):
+    for i in range(3):
+        write_image(tmp_path / f"{i}.png", i)
+    source = f"manifest:{tmp_path / name}"
+    for text, counts in [
+        ("path\n0.png\n1.png\n", {"all": 2}),
+        ("path,split\n0.png,train\n1.png,test\n2.png,test\n", {"train": 1, "test": 2}),
+        ("path,label\n0.png,cat\n1.png,\n", {"all": 2}),
+        ("path,label,split\n0.png,cat,a\n1.png,dog,b\n2.png,,b\n", {"b": 2}),
+    ]:
+        write_table(tmp_path / name, text)
+        for split, count in counts.items():
+            found = open_source(source, split)
+            assert [found.examples[i].keys() for i in range(len(found.examples))] == [{"image"}] * count
+            assert found.class_names == ()
+            assert found.unlabelled.startswith(str(tmp_path / name))
+    assert open_source(source, "a").class_names == ("cat", "dog")
+    assert open_source(source, "a").examples[0]["label"] == 0
+    with pytest.raises(UserError, match=r"^the task needs labels, and .*(line 4|row 2), has '' for its label; fill"):
+        open_source(source, "b").check_labelled(source, "the task")
 
 
 def test_a_bad_parquet_manifest_is_one_sentence(tmp_path):

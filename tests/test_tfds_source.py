@@ -306,6 +306,22 @@ def test_fields_go_by_other_names(folder):
     assert "has no label field 'img'" in failure(open_source, f"tfds:{folder},label=img", "test")
 
 
+@pytest.mark.parametrize("others", [(), ("age", "mood")])
+def test_images_without_a_clear_label_are_examples_all_the_same(folder, others):
+    def change(features):
+        label = features.pop("label")
+        features.update(dict.fromkeys(others, label))
+
+    rewritten(folder, change)
+    for other in others:
+        (folder / f"{other}.labels.txt").write_text((folder / "label.labels.txt").read_text())
+    source = open_source(f"tfds:{folder}", "test")
+    assert (source.class_names, source.examples[0].keys()) == ((), {"image"})
+    with pytest.raises(UserError, match=r"^the task needs labels, and tfds:.* has .*,label=") as error:
+        source.check_labelled("x", "the task")
+    assert ("several fields for the label, " if others else "It has image: Image") in str(error.value)
+
+
 def test_fields_that_are_not_used_are_not_unpacked(folder):
     rewritten(folder, lambda features: features.update(second=features["image"], much=features["image"]))
     assert "several fields" not in str(open_source(f"tfds:{folder}", "test").notes)

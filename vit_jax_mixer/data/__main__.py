@@ -67,10 +67,11 @@ def main(argv: list[str]) -> None:
             continue
         count = f", {len(source.class_names):,} classes" if source.class_names else ""
         print(f"  {printable(split)}: {len(source.examples):,} examples{count}")
-    split = _SPLIT.value or next(iter(opened or splits))
+    with_classes = [name for name, one in opened.items() if one.class_names]
+    split = _SPLIT.value or next(iter(with_classes or opened or splits))
     source = opened[split] if split in opened else open_source(name, split)
-    known = describe.names(source.class_names)
-    print(f"looking at {printable(split)}: {len(source.examples):,} examples, classes {known}")
+    known = f"classes {describe.names(source.class_names)}" if source.class_names else "no classes"
+    print(f"looking at {printable(split)}: {len(source.examples):,} examples, {known}")
     for line in dict.fromkeys(line for one in (*opened.values(), source) for line in describe.remarks(one)):
         print(f"  note: {line}")
     for line in describe.sizes(source, _SAMPLES.value):
@@ -90,7 +91,7 @@ def _check(source) -> None:
     from vit_jax_mixer.data.pipeline import cores
 
     labels, bad = describe.check(source, threads=cores() + 1)
-    for label, count in sorted(labels.items()):
+    for label, count in sorted(labels.items()) if source.class_names else ():
         print(f"  label {label} ({printable(source.class_names[label])}): {count:,}")
     for line in bad:
         print(f"  bad: {line}")

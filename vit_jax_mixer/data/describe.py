@@ -27,7 +27,7 @@ def names(words: Sequence[str], shown: int = 8) -> str:
 
 def remarks(source: Source) -> list[str]:
     """Return the lines on what is no image, and on classes that are lacking or look the same."""
-    lines = source.remarks()
+    lines = source.remarks() + ([f"no labels: {source.unlabelled}"] if source.unlabelled else [])
     try:
         classes.check_distinct(source.class_names, "labels")
     except UserError as error:
@@ -96,8 +96,8 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
         y = 4 + row * (side + 18)
         for column, pixels in enumerate(pictures):
             sheet.paste(_tile(pixels, side), (4 + column * (side + 4), y + 14))
-        label = source.examples[index].get("label", -1)
-        name = source.class_names[label] if 0 <= label < len(source.class_names) else f"label {label}"
+        label, names = source.examples[index].get("label", "none"), dict(enumerate(source.class_names))
+        name = names.get(label, f"label {label}")
         title = f"{drawing.short(name, 60)}  -  {drawing.short(Path(source.where(index)).name, 60)}"
         sheet.paste(drawing.line(title, 10).crop((0, 0, sheet.width - 8, 14)), (4, y))
     try:
@@ -114,11 +114,14 @@ def _tile(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def check(source: Source, threads: int) -> tuple[collections.Counter[int], list[str]]:
-    """Read and decode every example; return how often each label occurs, and a sentence for each bad one."""
+    """Read and decode every example; return how often each label occurs, and a sentence for each bad one.
+
+    The label of examples without classes is -1.
+    """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        label = int(field(example, "label"))
-        if not 0 <= label < len(source.class_names):
+        label = int(field(example, "label")) if source.class_names else -1
+        if source.class_names and not 0 <= label < len(source.class_names):
             raise UserError(f"its label is {label}, which is none of the {len(source.class_names)} classes.")
         return {"label": label, "image": _DECODE(field(example, "image"), rng)}
 

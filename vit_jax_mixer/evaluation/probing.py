@@ -8,7 +8,6 @@ import numpy as np
 from vit_jax_mixer import classes, probes
 from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
-from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import Labelled
 from vit_jax_mixer.run.inference import Inference
 from vit_jax_mixer.trained import Trained
@@ -40,8 +39,8 @@ def probe(
     Raises:
         UserError: the images have no classes, or those of `test` are not those of `train`, or an image is bad.
     """
-    if not (train.class_names and test.class_names):
-        raise UserError(f"{where} has no class labels, which probes need; choose another dataset.")
+    for source in (train, test):
+        source.check_labelled(where, "a probe")
     classes.check_distinct(train.class_names, where)
     own = np.arange(len(train.class_names), dtype=np.int32)
     matched = classes.match(test.class_names, train.class_names, f"{where}, --split", "--probe_split's")

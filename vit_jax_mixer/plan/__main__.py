@@ -25,7 +25,7 @@ _SEARCH = flags.DEFINE_bool(
     "search", True, "Look for the largest batch that fits; compiles a few more times.", flag_values=_FLAGS
 )
 _CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "Of the data, where they are not here.", lower_bound=1, flag_values=_FLAGS
+    "num_classes", None, "Of the data, where they are not here.", lower_bound=0, flag_values=_FLAGS
 )
 _SHAPE = flags.DEFINE_string(
     "image_shape", "", "Of the data before config.data's operations, as 28x28x1.", flag_values=_FLAGS

@@ -25,7 +25,10 @@ def without_data(run: Config, num_classes: int | None, image_shape: str) -> Conf
     if num_classes is None and kind == "tfds":
         features = find_builder(place).info.features
         if features is None or "label" not in features or "image" not in features:
-            raise UserError(f"tfds:{place} has no images with labels; say what to plan for with --num_classes=1000.")
+            raise UserError(
+                f"tfds:{place} has no images with labels; say what to plan for with --num_classes=1000, "
+                "or 0 for a task without labels."
+            )
         num_classes = features["label"].num_classes
         if not image_shape and None not in features["image"].shape:
             image_shape = "x".join(map(str, features["image"].shape))

@@ -169,8 +169,7 @@ class Images(Predictor):
     # --- How good it is ---
 
     def labelled(self, source: Source, where: str, *, by_number: bool) -> Labelled:
-        if not source.class_names:
-            raise UserError(f"{where} has no class labels, which an evaluation needs; choose another dataset.")
+        source.check_labelled(where, "an evaluation")
         classes, matched = labels.match(
             source.class_names, self.class_names, self.model["num_classes"], where, by_number
         )

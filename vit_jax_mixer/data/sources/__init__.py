@@ -8,20 +8,24 @@
 ``folder:DIR``                     ``DIR/SPLIT/CLASS/**/image``, or ``DIR/CLASS/**/image`` as the
                                    split `all`; a class is a folder that holds images (.jpg, .jpeg,
                                    .png, .webp, .bmp, .gif), as cat or animals/cat; folders of the
-                                   system, as @eaDir, and hidden ones count for nothing
+                                   system, as @eaDir, and hidden ones count for nothing; images in
+                                   no class folder, as ``DIR/SPLIT/image`` or ``DIR/image``, have no
+                                   labels
 ``manifest:FILE``                  a .csv, .tsv or .parquet file with the columns path (from the
-                                   file's folder), label and, if there are several, split; without
-                                   that column the split is `all`
+                                   file's folder), label, if there are any, and, if there are several,
+                                   split; without that column the split is `all`
 ``idx:DIR``                        MNIST's four files, gzipped or not; the splits are train, test
 ``hf:NAME[:CONFIG]``               a dataset of the Hugging Face hub, as hf:cifar10, hf:USER/NAME
 ``hf:/DIR``, ``hf:/FILE.parquet``  a dataset that `save_to_disk` wrote, or Parquet files
 ``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
-                                   without its pictures
+                                   without its pictures; 0 for one without labels
 ``MODULE:NAME[:PLACE]``            a user's own function from PLACE to splits; see docs/extending.md
 =================================  ===============================================================
 
 Fields of ``tfds:`` and ``hf:`` go by their types and usual names (image, img, pixel_values; label, labels,
 fine_label, ...); others are named at the end, as in ``hf:cifar100,label=coarse_label``.
+
+Examples without labels are for tasks that need none; who needs them says which field lacks.
 
 A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`. Where
 there is one other usual name for it, that is read: Training for train, val or dev for validation.

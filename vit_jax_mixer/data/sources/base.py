@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vit_jax_mixer.errors import UserError
+
 
 class RandomAccess(Protocol):
     """What Grain needs of a source; threads share it, and worker processes get a pickled copy.
@@ -22,11 +24,13 @@ class Source:
     """The examples of one split.
 
     Attributes:
-        examples: dicts; of images, with 'image' (encoded bytes, or u8[H, W, C]) and 'label'.
+        examples: dicts; of images, with 'image' (encoded bytes, or u8[H, W, C]) and, but for those of
+            data without, 'label'.
         class_names: the name of each label; empty where labels have none.
         where: says, for messages, where example ``i`` comes from.
         passed_over: files and folders that are no examples, and lie where examples were looked for.
         notes: sentences that whoever uses the examples should read once.
+        unlabelled: why examples have no label of a class, and what to do about it; '' where they have one.
     """
 
     examples: RandomAccess
@@ -34,6 +38,13 @@ class Source:
     where: Callable[[int], str]
     passed_over: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unlabelled: str = ""
+
+    def check_labelled(self, where: str, who: str) -> None:
+        """Raise a `UserError` if there are no classes: ``who``, as 'the task', needs them of the data ``where``."""
+        if not self.class_names:
+            why = self.unlabelled or f"{where} has no class labels; choose another dataset."
+            raise UserError(f"{who} needs labels, and {why}")
 
     def passed(self, shown: int = 5) -> str:
         """Say how many files and folders were passed over, and name the first; '' for none."""

@@ -27,7 +27,8 @@ class _Blanks:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(self.count)[index]
-        return {"image": np.full(self.shape, 128, np.uint8), "label": index % self.classes}
+        image = {"image": np.full(self.shape, 128, np.uint8)}
+        return {**image, "label": index % self.classes} if self.classes else image
 
     def where(self, index: int) -> str:
         """Say where an example comes from."""
@@ -35,10 +36,13 @@ class _Blanks:
 
 
 def open_blank(place: str) -> Splits:
-    """Return the splits train, validation and test of ``CLASSES[,HxWxC]``, as ``1000`` or ``10,28x28x1``."""
+    """Return the splits train, validation and test of ``CLASSES[,HxWxC]``, as ``1000`` or ``10,28x28x1``.
+
+    Those of 0 classes have no labels.
+    """
     match = re.fullmatch(r"([0-9]{1,9})(?:,([0-9]{1,9})x([0-9]{1,9})x([13]))?", place)
     classes, *shape = (int(n or 0) for n in match.groups()) if match else (0, 0)
-    if not classes or (not all(shape) and any(shape)):
+    if not match or (not all(shape) and any(shape)):
         raise UserError(
             f"blank:{place[:40]} is not of the form blank:CLASSES or blank:CLASSES,HxWxC, as blank:10,28x28x1."
         )
@@ -50,5 +54,6 @@ def open_blank(place: str) -> Splits:
         )
     names = tuple(str(i) for i in range(classes))
     blanks = _Blanks((height, width, channels), classes, f"blank:{place}")
-    source = functools.partial(Source, blanks, names, blanks.where)
+    lack = "" if classes else f"blank:{place} has none; name a number of classes, as blank:1000."
+    source = functools.partial(Source, blanks, names, blanks.where, unlabelled=lack)
     return dict.fromkeys(("train", "validation", "test"), source)

@@ -27,6 +27,36 @@ def split_fields(place: str) -> tuple[str, dict[str, str]]:
     return match["place"], dict(named)
 
 
+def choose_label(
+    named: Mapping[str, str], fitting: Sequence[str], columns: Iterable[str], where: str, hint: str
+) -> tuple[str, str, str]:
+    """Return what `choose` does of the label, and why there is none, for `Source.unlabelled`.
+
+    A label that a person named must be there; else only who needs one is told that none is, or several are.
+
+    Args:
+        named: what a person named, by role.
+        fitting: the fields whose type suits.
+        columns: all fields, each perhaps with its type after a colon, for messages.
+        where: the dataset, for messages.
+        hint: what a label is.
+    """
+    columns = list(columns)
+    try:
+        name, note = choose("label", named, fitting, columns, where)
+    except UserError as error:
+        if "label" in named:
+            raise
+        return "", "", str(error)
+    return name, note, "" if name else lacking("label", hint, columns, where)
+
+
+def lacking(role: str, hint: str, columns: Iterable[str], where: str) -> str:
+    """Return the sentence for a role that no field has."""
+    found = ", ".join(columns) or "no fields"
+    return f"{where} has no field for {hint}; end the source's name with ,{role}=NAME. It has {found}."
+
+
 def choose(
     role: str, named: Mapping[str, str], fitting: Sequence[str], columns: Iterable[str], where: str
 ) -> tuple[str, str]:

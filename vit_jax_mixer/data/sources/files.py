@@ -1,4 +1,4 @@
-"""Image files with their labels: what folders and manifests share."""
+"""Image files, with their labels where they have some: what folders and manifests share."""
 
 import dataclasses
 import hashlib
@@ -25,36 +25,38 @@ class Files:
         root: the folder that relative paths start from.
         names: u8[sum of lengths], the paths one after the other, as the file system spells them.
         ends: int[N], where each path ends in ``names``.
-        labels: int[N].
+        labels: int[N]; None where one has none.
     """
 
     root: str
     names: np.ndarray
     ends: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
 
     @classmethod
-    def of(cls, root: str, files: Sequence[tuple[str, int]]) -> "Files":
+    def of(cls, root: str, files: Sequence[tuple[str, int | None]]) -> "Files":
         """Return the files, given as (path below ``root``, label), in that order."""
         names = [os.fsencode(path) for path, _ in files]
+        labels = [label for _, label in files if label is not None]
         return cls(
             root,
             np.frombuffer(b"".join(names), np.uint8),
             np.cumsum([len(name) for name in names], dtype=np.int64),
-            np.array([label for _, label in files], np.int32),
+            np.array(labels, np.int32) if len(labels) == len(files) else None,
         )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": read_bytes(self.where(index), MOST_BYTES), "label": int(self.labels[index])}
+        image = {"image": read_bytes(self.where(index), MOST_BYTES)}
+        return image if self.labels is None else {**image, "label": int(self.labels[index])}
 
     def traits(self) -> Iterator[bytes]:
         """Yield all names and labels, and the sizes of at most 10,000 files."""
         yield self.names.tobytes()
         yield self.ends.tobytes()
-        yield self.labels.tobytes()
+        yield b"" if self.labels is None else self.labels.tobytes()
         yield np.array([_size(self.where(index)) for index in evenly(len(self), 10_000)], np.int64).tobytes()
 
     def where(self, index: int) -> str:
@@ -73,10 +75,11 @@ def _size(path: str) -> int:
 
 def source_of_files(
     root: Path,
-    files: Iterable[tuple[str, int]],
+    files: Iterable[tuple[str, int | None]],
     class_names: Sequence[str],
     passed_over: Sequence[str] = (),
     notes: Sequence[str] = (),
+    unlabelled: str = "",
 ) -> Source:
     """Return the files, given as (path below ``root``, label), in an order that is as good as random.
 
@@ -84,12 +87,12 @@ def source_of_files(
     not change but for the files that come or go.
     """
 
-    def key(file: tuple[str, int]) -> tuple[bytes, bytes]:
+    def key(file: tuple[str, int | None]) -> tuple[bytes, bytes]:
         path = os.fsencode(file[0])
         return hashlib.blake2b(path, digest_size=8).digest(), path
 
     examples = Files.of(str(root), sorted(files, key=key))
-    return Source(examples, tuple(class_names), examples.where, tuple(passed_over), tuple(notes))
+    return Source(examples, tuple(class_names), examples.where, tuple(passed_over), tuple(notes), unlabelled)
 
 
 def read_classes(folder: Path) -> tuple[str, ...] | None:

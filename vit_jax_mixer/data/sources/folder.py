@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class."""
+"""A folder of images, one folder a class, or without classes."""
 
 import functools
 import os
@@ -12,11 +12,14 @@ from vit_jax_mixer.data.sources.base import Source, Splits
 from vit_jax_mixer.data.sources.files import read_classes, source_of_files
 from vit_jax_mixer.errors import UserError
 
-_HOW = "give the one that holds train/CLASS/x.jpg, or CLASS/x.jpg"
+_HOW = "give the one that holds train/CLASS/x.jpg, or CLASS/x.jpg; or train/x.jpg, or x.jpg, without labels"
 
 
 def open_folder(place: str) -> Splits:
-    """Return the splits of ``DIR/SPLIT/CLASS/**/image``, or `all` of ``DIR/CLASS/**/image``."""
+    """Return the splits of ``DIR/SPLIT/CLASS/**/image``, or `all` of ``DIR/CLASS/**/image``.
+
+    Where images lie in no class, as ``DIR/SPLIT/image`` or ``DIR/image``, they have no labels.
+    """
     root = Path(os.path.expanduser(place))
     if place and root.is_file() and layout.unpacked_name(root.name):
         raise layout.packed(str(root))
@@ -24,23 +27,30 @@ def open_folder(place: str) -> Splits:
         raise UserError(f"{place or 'folder:'} is not a folder; {_HOW}.")
     here = layout.look(str(root))
     archives = {name: file for file in here.others if (name := layout.unpacked_name(file)) not in ("", *here.folders)}
-    if not here.folders:
+    if not here.folders and not here.images:
         for file in archives.values():
             raise layout.packed(str(root / file))
-        raise UserError(f"{root} holds no folder; {_HOW}.")
+        raise UserError(f"{root} holds no folder and no image; {_HOW}.")
     # A split holds classes, which are folders (or were packed); `train` alone may also be a class of locomotives.
     below = {name: layout.look(str(root / name)) for name in here.folders}
     roles = slices.roles(below)
     usual = list(roles)
     holding = [name for name in usual if below[name].folders or (below[name].others and not below[name].images)]
-    of_splits = any(roles[name] == "train" for name in holding) or (
-        usual == here.folders and (bool(holding) or not any(one.images for one in below.values()))
+    # Splits of images alone, none of which has a class.
+    bare = bool(layout.splits(here.folders)) and not here.images
+    bare = bare and any(one.images for one in below.values()) and not any(one.folders for one in below.values())
+    whole = bool(usual) and usual == here.folders
+    of_splits = (
+        bare
+        or any(roles[name] == "train" for name in holding)
+        or (whole and (bool(holding) or not any(one.images for one in below.values())))
     )
     if not of_splits and (found := layout.holder_of_splits(str(root), here.folders)):
         raise UserError(
             f"{root} holds the splits {', '.join(found[1][:3])} one folder further down; name folder:{found[0]}."
         )
-    names = [name for name in here.folders if below[name].folders or (of_splits and name in usual)]
+    counts = lambda name: below[name].folders or (bare and below[name].images) or (of_splits and name in usual)
+    names = [name for name in here.folders if counts(name)]
     splits: dict[str, Callable[[], Source]] = {name: functools.partial(_open, root, name) for name in names}
     packed = {name: functools.partial(_refuse, str(root / file)) for name, file in archives.items()}
     return {**splits, **packed} if of_splits else {**splits, "all": functools.partial(_open, root, "")}
@@ -54,13 +64,17 @@ def _open(root: Path, split: str) -> Source:
     folder = Path(layout.unwrapped(str(root / split))) if split else root
     classes_file = root / "classes.txt"
     found = layout.read(str(folder), str(classes_file))
+    if found.unlabelled:
+        bare = [(f"{name}/{file}" if name else file, None) for name, names in found.classes.items() for file in names]
+        return source_of_files(folder, bare, (), found.passed_over, unlabelled=found.unlabelled)
     class_names, whose = read_classes(root), f"{classes_file}'s"
     if class_names is None:
         train = _train_folder(root) if split else None
         other = found
         if train and train != split:
             other = layout.read(layout.unwrapped(str(root / train)), str(classes_file))
-        class_names, whose = tuple(other.classes), "the training split's"
+        named = tuple(name for name in other.classes if name)
+        class_names, whose = (named, "the training split's") if named else (tuple(found.classes), "its own")
     labels = classes.match(tuple(found.classes), class_names, str(folder), whose)
     files = (
         (f"{name}/{file}", label)

@@ -17,7 +17,7 @@ from vit_jax_mixer import files
 from vit_jax_mixer.classes import few
 from vit_jax_mixer.data.sources import slices
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
-from vit_jax_mixer.data.sources.fields import USUAL, choose, split_fields
+from vit_jax_mixer.data.sources.fields import USUAL, choose, choose_label, lacking, split_fields
 from vit_jax_mixer.data.sources.parquet import check_parquet
 from vit_jax_mixer.errors import UserError, suggest
 
@@ -34,18 +34,18 @@ class _Rows:
 
     Attributes:
         images: a dataset of the image column alone, which gives Arrow tables.
-        labels: int[N].
+        labels: int[N]; None where there are none.
         name: for messages.
         folders: where the files lie that a row may name; rows are data, and must not name others.
     """
 
     images: Any
-    labels: np.ndarray
+    labels: np.ndarray | None
     name: str
     folders: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
@@ -58,11 +58,11 @@ class _Rows:
             cell = cell["bytes"] if cell["bytes"] is not None else self._read(cell["path"], index)
         if cell is None:
             raise UserError(f"{self.where(index)} has no image; remove the row.")
-        return {"image": cell, "label": int(self.labels[index])}
+        return {"image": cell} if self.labels is None else {"image": cell, "label": int(self.labels[index])}
 
     def traits(self) -> Iterator[bytes]:
         """Yield all labels and a few examples."""
-        yield self.labels.tobytes()
+        yield b"" if self.labels is None else self.labels.tobytes()
         yield from sample(self)
 
     def _read(self, path: str | None, index: int) -> bytes | None:
@@ -200,15 +200,22 @@ def _open(
     left_out: Sequence[str],
 ) -> Source:
     rows = splits[split]
-    image, label, notes = _columns(rows.features, named, f"{dataset}, split {split},")
-    numbers, class_names = _labels(splits, split, label, f"{dataset}, split {split}: the column {label}")
+    image, label, notes, unlabelled = _columns(rows.features, named, f"{dataset}, split {split},")
+    numbers, class_names = None, ()
+    if label:
+        try:
+            numbers, class_names = _labels(splits, split, label, f"{dataset}, split {split}: the column {label}")
+        except UserError as error:  # as -1 for all, where labels are not given out; who needs them is told
+            unlabelled = str(error)
     images = rows.select_columns([image]).with_format("arrow")
     examples = _Rows(images, numbers, f"{dataset}, split {split}", folders)
-    return Source(examples, class_names, examples.where, notes=(*left_out, *notes))
+    return Source(examples, class_names, examples.where, notes=(*left_out, *notes), unlabelled=unlabelled)
 
 
-def _columns(features: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the columns with the image and the label, and notes on others that might be."""
+def _columns(
+    features: Mapping[str, Any], named: Mapping[str, str], where: str
+) -> tuple[str, str, tuple[str, ...], str]:
+    """Return the columns with the image and, if there is one, the label, notes on others, and why there is no label."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     columns = [f"{name}: {_describe(feature)}" for name, feature in features.items()]
     images = [name for name, kind in kinds.items() if kind == "Image"]
@@ -219,20 +226,12 @@ def _columns(features: Mapping[str, Any], named: Mapping[str, str], where: str) 
         "image": images + binary if "image" in named else images or [n for n in USUAL["image"] if n in binary],
         "label": labels + plain if "label" in named else labels or [n for n in USUAL["label"] if n in plain],
     }
-    what = {
-        "image": "an image (an Image feature, or bytes named image or img)",
-        "label": "a label (a ClassLabel, or numbers or strings named label or labels)",
-    }
-    found, notes = {}, []
-    for role, names in fitting.items():
-        found[role], note = choose(role, named, names, columns, where)
-        notes += [note] if note else []
-        if not found[role]:
-            raise UserError(
-                f"{where} has no column for {what[role]}; end the source's name with ,{role}=COLUMN. "
-                f"It has {', '.join(columns)}."
-            )
-    return found["image"], found["label"], tuple(notes)
+    image, note = choose("image", named, fitting["image"], columns, where)
+    if not image:
+        raise UserError(lacking("image", "an image (an Image feature, or bytes named image or img)", columns, where))
+    hint = "a label (a ClassLabel, or numbers or strings named label or labels)"
+    label, other, unlabelled = choose_label(named, fitting["label"], columns, where, hint)
+    return image, label, tuple(filter(None, (note, other))), unlabelled
 
 
 def _describe(feature: Any) -> str:

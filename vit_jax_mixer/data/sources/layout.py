@@ -33,12 +33,13 @@ class Layout:
 
     Attributes:
         classes: the names of the images in each class, in the order of the classes; a class is a folder that
-            holds images itself, and has its path for a name.
+            holds images itself, and has its path for a name. Those in no folder have ''.
         passed_over: the other files, and folders that hold nothing else; those of the system only beside others.
     """
 
     classes: dict[str, list[str]] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    unlabelled: str = ""  # why there are no classes after all, and what to do about it
 
 
 def read(root: str, classes_file: str) -> Layout:
@@ -49,7 +50,7 @@ def read(root: str, classes_file: str) -> Layout:
         classes_file: the one file that need not be an image.
 
     Raises:
-        UserError: there are none, or splits in their place; there are images beside them; a folder cannot be read.
+        UserError: there are no images, or splits in the place of classes; a folder cannot be read.
     """
     classes: dict[str, list[str]] = {}
     strays: list[str] = []
@@ -57,11 +58,6 @@ def read(root: str, classes_file: str) -> Layout:
     for name, here in _walk(root, "", (), classes_file):
         path = os.path.join(root, name) if name else root
         _check_no_splits(path, here.folders)
-        if here.images and not name:
-            raise UserError(
-                f"{root} holds {here.images[0]} outside the class folders; move it into one, name `all`, or list the "
-                "images with their labels in a manifest."
-            )
         if here.images:
             classes[name] = here.images
         elif not here.folders:
@@ -75,7 +71,13 @@ def read(root: str, classes_file: str) -> Layout:
         raise UserError(
             f"{root} holds no class folder with images ({', '.join(IMAGE_SUFFIXES)}){lie}. Give each class a folder."
         )
-    return Layout(dict(sorted(classes.items())), tuple(strays + of_system) if strays else ())
+    outside = ""
+    if "" in classes:
+        outside = (
+            f"{root} holds {classes[''][0]} outside the class folders; move it into one, name `all`, or list the "
+            "images with their labels in a manifest."
+        )
+    return Layout(dict(sorted(classes.items())), tuple(strays + of_system) if strays else (), outside)
 
 
 @dataclass
@@ -143,11 +145,11 @@ def holder_of_splits(root: str, folders: Sequence[str], depth: int = 2) -> tuple
         return None
     below = {os.path.join(root, name): look(os.path.join(root, name)).folders for name in folders}
     for path, names in below.items():
-        splits = _splits(names)
-        if splits and any(look(os.path.join(path, name)).folders for name in splits):
-            return path, splits
-    found = (holder_of_splits(path, names, depth - 1) for path, names in below.items()) if depth > 1 else ()
-    return next(filter(None, found), None)
+        found = splits(names)
+        if found and any(look(os.path.join(path, name)).folders for name in found):
+            return path, found
+    deeper = (holder_of_splits(path, names, depth - 1) for path, names in below.items()) if depth > 1 else ()
+    return next(filter(None, deeper), None)
 
 
 def packed(path: str) -> UserError:
@@ -176,17 +178,17 @@ def _walk(root: str, name: str, above: Sequence[tuple[int, int]], classes_file: 
         yield from _walk(root, f"{name}/{folder}" if name else folder, (*above, place), classes_file)
 
 
-def _splits(folders: Sequence[str]) -> list[str]:
+def splits(folders: Sequence[str]) -> list[str]:
     """Return those of some folders that are splits by their names; a class of that name has other classes beside it."""
     found = roles(folders)
     return list(found) if len(found) == len(folders) or len(set(found.values())) > 1 else []
 
 
 def _check_no_splits(path: str, folders: Sequence[str]) -> None:
-    if not (splits := _splits(folders)):
+    if not (found := splits(folders)):
         return
-    held = f"{path} holds {' and '.join(splits[:3])}, which are splits by their names, and no classes"
-    if any(look(os.path.join(path, name)).folders for name in splits):
+    held = f"{path} holds {' and '.join(found[:3])}, which are splits by their names, and no classes"
+    if any(look(os.path.join(path, name)).folders for name in found):
         raise UserError(f"{held}; name that folder, as folder:{path}, and a split of it.")
     raise UserError(f"{held}; put class folders into the splits, as train/cat/x.jpg, or rename these.")
 

@@ -1,4 +1,4 @@
-"""A table of image files and their labels, in a file."""
+"""A table of image files and, where there are any, their labels, in a file."""
 
 import csv
 import functools
@@ -26,11 +26,14 @@ _ROOM, _ROOM_EACH = 64 << 20, 64
 
 _EXACT = 2**53  # below it a float that is whole is that very number
 
-Row = tuple[str, str, str]  # path, label, split
+Row = tuple[str, str, str, str]  # path, label, split, and why it has no label
 
 
 def open_manifest(place: str) -> Splits:
-    """Return the splits of a CSV, TSV or Parquet file with the columns path, label and perhaps split."""
+    """Return the splits of a CSV, TSV or Parquet file with the columns path and perhaps label and split.
+
+    A split in which a row has no label is one without labels.
+    """
     path = Path(os.path.expanduser(place))
     suffix = path.suffix.lower()
     if suffix in _DELIMITERS:
@@ -44,20 +47,25 @@ def open_manifest(place: str) -> Splits:
     if not rows:
         raise UserError(f"{path} has no row; list the images, a path and a label each.")
     # The same classes, with the same numbers, in all splits; if all are whole numbers, by their values.
-    found = sorted({label for _, label, _ in rows})
+    found = sorted({label for _, label, _, lack in rows if not lack})
     values = [classes.number(label) for label in found]
     named = dict(zip(found, found if None in values else map(str, values), strict=True))
     names = sorted(set(named.values()), key=str if None in values else int)
-    class_names = read_classes(path.parent) or tuple(names)
+    class_names = (read_classes(path.parent) if names else None) or tuple(names)
     places = classes.match(names, class_names, str(path), f"{path.parent / 'classes.txt'}'s")
     labels = dict(zip(names, places.tolist(), strict=True))
-    files: dict[str, list[tuple[str, int]]] = {}
-    for file, label, split in rows:
-        files.setdefault(split, []).append((file, labels[named[label]]))
-    return {s: functools.partial(_open, path.parent, files[s], class_names) for s in files}
+    files: dict[str, list[tuple[str, int | None]]] = {}
+    lacks: dict[str, str] = {}
+    for file, label, split, lack in rows:
+        files.setdefault(split, []).append((file, None if lack else labels[named[label]]))
+        if lack:
+            lacks.setdefault(split, lack)
+    return {s: functools.partial(_open, path.parent, files[s], class_names, lacks.get(s, "")) for s in files}
 
 
-def _open(folder: Path, files: Sequence[tuple[str, int]], class_names: Sequence[str]) -> Source:
+def _open(folder: Path, files: Sequence[tuple[str, int | None]], class_names: Sequence[str], lack: str) -> Source:
+    if lack:
+        return source_of_files(folder, [(file, None) for file, _ in files], (), unlabelled=lack)
     return source_of_files(folder, files, class_names)
 
 
@@ -66,14 +74,14 @@ def _rows_of_text(path: Path, delimiter: str) -> Iterator[Row]:
         reader = csv.reader(_lines(path, text), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            places = _places(path, header)
+            places, lack = _places(path, header)
             for cells in reader:
                 if not cells:  # an empty line
                     continue
                 where = f"{path}, line {reader.line_num}"
                 if len(cells) != len(header):
                     raise UserError(f"{where}, has {len(cells)} cells, the header {len(header)}; mend the line.")
-                yield _row(where, {column: cells[i] for column, i in places.items()})
+                yield _row(where, {column: cells[i] for column, i in places.items()}, lack)
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}, is not well formed ({error}); mend the line.") from error
         except UnicodeDecodeError as error:
@@ -104,7 +112,7 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
     try:
         with open_regular(path) as file:
             schema = pq.read_schema(file)
-            places = _places(path, schema.names)
+            places, lack = _places(path, schema.names)
             texts = [column for column in places if _is_text(path, column, schema.field(column).type, pa.types)]
             # What is there often is kept once, as in the file.
             table = pq.ParquetFile(file, read_dictionary=texts)
@@ -114,7 +122,7 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
             for batch in table.iter_batches(10_000, columns=list(places)) if room >= 0 else ():
                 for cells in zip(*(_cells(path, batch.column(column)) for column in places), strict=True):
                     room -= sum(map(len, cells))
-                    yield _row(f"{path}, row {next(number)}", dict(zip(places, cells, strict=True)))
+                    yield _row(f"{path}, row {next(number)}", dict(zip(places, cells, strict=True)), lack)
                 if room < 0:
                     break
             if room < 0:
@@ -159,17 +167,26 @@ def _is_text(path: Path, column: str, kind: Any, types: Any) -> bool:
     return text
 
 
-def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Return where the columns are that a manifest has."""
+def _places(path: Path, header: Sequence[str]) -> tuple[dict[str, int], str]:
+    """Return where the columns are that a manifest has, and what is to be said where none has the labels."""
+
+    def told(column: str) -> str:
+        found = "twice" if column in header else "not"
+        return f"{path} has the column {column} {found}; its header is {', '.join(header) or 'empty'}."
+
     for column in _COLUMNS:
-        if header.count(column) != 1 and (column != "split" or column in header):
-            found = "twice" if column in header else "not"
-            raise UserError(f"{path} has the column {column} {found}; its header is {', '.join(header) or 'empty'}.")
-    return {column: header.index(column) for column in _COLUMNS if column in header}
+        if header.count(column) > 1 or (column == "path" and column not in header):
+            raise UserError(told(column))
+    return {column: header.index(column) for column in _COLUMNS if column in header}, (
+        "" if "label" in header else told("label")
+    )
 
 
-def _row(where: str, cells: dict[str, Any]) -> Row:
+def _row(where: str, cells: dict[str, Any], lack: str) -> Row:
     for column, cell in cells.items():
         if not cell or "\0" in cell:
-            raise UserError(f"{where}, has {cell!r} for its {column}; fill the cell or remove the line.")
-    return cells["path"], cells["label"], cells.get("split", "all").strip() or "all"
+            told = f"{where}, has {cell!r} for its {column}; fill the cell or remove the line."
+            if cell or column != "label":
+                raise UserError(told)
+            lack = told
+    return cells["path"], cells.get("label", ""), cells.get("split", "all").strip() or "all", lack

@@ -116,7 +116,7 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
         name: of the dataset, for messages.
 
     Raises:
-        UserError: an unknown split or a bad bound; or the parts have different classes.
+        UserError: an unknown split or a bad bound.
     """
     parts = [Part(expression)] if expression in splits else parse(expression)
     found = {part.split: find(part.split, splits) for part in parts}
@@ -126,13 +126,17 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
             raise UserError(f"{name} has no split {_short(split)!r}{cut}{suggest(split, splits)}")
     opened = {split: splits[other]() for split, other in found.items() if other is not None}
     sources = [opened[part.split] for part in parts]
-    if len({source.class_names for source in sources}) > 1:
-        raise UserError(f"{name}: the splits of {expression!r} have different classes; read them one by one.")
     others = [_beside(other, splits) for other in found.values()]
     ranges = [part.range(len(source.examples)) for part, source in zip(parts, sources, strict=True)]
     whole = len(parts) == 1 and len(ranges[0]) == len(sources[0].examples)
-    examples = _Joined(tuple(sources), tuple(ranges))
-    source = sources[0] if whole else Source(examples, sources[0].class_names, examples.where)
+    unlabelled = next((source.unlabelled for source in sources if source.unlabelled), "")
+    same = len({source.class_names for source in sources}) == 1
+    if not same and not unlabelled:
+        unlabelled = f"the splits of {name}, {expression!r}, have different classes; read them one by one."
+    examples = _Joined(tuple(sources), tuple(ranges), labelled=same)
+    class_names = sources[0].class_names if same else ()
+    joined = Source(examples, class_names, examples.where, unlabelled=unlabelled)
+    source = sources[0] if whole else joined
     return dataclasses.replace(
         source,
         passed_over=tuple(dict.fromkeys(path for one in sources for path in one.passed_over)),
@@ -167,10 +171,11 @@ def _notes(source: Source, expression: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Joined:
-    """Ranges of several sources, one after the other."""
+    """Ranges of several sources, one after the other; without labels where they do not all have the same ones."""
 
     sources: tuple[Source, ...]
     ranges: tuple[range, ...]
+    labelled: bool = True
 
     @functools.cached_property
     def _ends(self) -> list[int]:
@@ -179,6 +184,8 @@ class _Joined:
     @property
     def labels(self) -> np.ndarray | None:
         """The label of each example, int[N], if all sources have them at hand."""
+        if not self.labelled:
+            return None
         parts = []
         for source, part in zip(self.sources, self.ranges, strict=True):
             if (labels := getattr(source.examples, "labels", None)) is None:
@@ -196,7 +203,8 @@ class _Joined:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, index = self._locate(index)
-        return source.examples[index]
+        example = source.examples[index]
+        return example if self.labelled else {name: value for name, value in example.items() if name != "label"}
 
     def traits(self) -> Iterator[bytes]:
         """Yield those of the sources, and what is taken of each."""

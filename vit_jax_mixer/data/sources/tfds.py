@@ -20,7 +20,7 @@ from etils import epath
 from vit_jax_mixer import files
 from vit_jax_mixer.data.sources import tfds_features
 from vit_jax_mixer.data.sources.base import Source, Splits
-from vit_jax_mixer.data.sources.fields import choose, split_fields
+from vit_jax_mixer.data.sources.fields import choose, choose_label, lacking, split_fields
 from vit_jax_mixer.data.sources.tfrecord import open_tfrecords
 from vit_jax_mixer.errors import UserError, suggest
 
@@ -124,7 +124,7 @@ def _is_path(place: str) -> bool:
 
 def _open(builder: Any, place: str, split: str, named: Mapping[str, str]) -> Source:
     tfds = importlib.import_module("tensorflow_datasets")
-    roles, notes = _roles(tfds.features, builder.info, named, f"tfds:{place}")
+    roles, notes, unlabelled = _roles(tfds.features, builder.info, named, f"tfds:{place}")
     fields = dict(builder.info.features.items())
     formats = {form.value for form in builder.info.available_file_formats()}
     if "array_record" in formats:
@@ -142,15 +142,22 @@ def _open(builder: Any, place: str, split: str, named: Mapping[str, str]) -> Sou
     decoders = {name: tfds.decode.SkipDecoding() for name, role in roles.items() if role == "image"}
     label: Any = next((used[name] for name, role in roles.items() if role == "label"), None)
     names = label.names if isinstance(label, tfds.features.ClassLabel) else ()
+    if label is not None and not names:
+        unlabelled = (
+            f"the labels of tfds:{place} have no names (its field is a {type(label).__name__}); name a ClassLabel."
+        )
     features = tfds.features.FeaturesDict(used)
     examples = _Examples(records, features, decoders, roles, f"tfds:{place}, split {split}")
-    return Source(examples, tuple(names), examples.where, notes=notes)
+    return Source(examples, tuple(names), examples.where, notes=notes, unlabelled=unlabelled)
 
 
-def _roles(features: Any, info: Any, named: Mapping[str, str], where: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def _roles(
+    features: Any, info: Any, named: Mapping[str, str], where: str
+) -> tuple[dict[str, str], tuple[str, ...], str]:
     """Return the role of each field that is used, by its name: the image and, where there is one, the label.
 
-    A field that nobody named is that of the dataset's ``supervised_keys``, or else the one whose type suits.
+    Notes follow on others that might be, and why there is no label. A field that nobody named is that of the
+    dataset's ``supervised_keys``, or else the one whose type suits.
 
     Raises:
         UserError: there is no image, or it is not clear which field it is.
@@ -164,19 +171,15 @@ def _roles(features: Any, info: Any, named: Mapping[str, str], where: str) -> tu
     plain = fields.get("label")  # numbers without names, which only a task of its own can read
     if not suits["label"] and plain is not None and plain.shape == ():
         suits["label"] = ["label"]
-    roles: dict[str, str] = {}
-    notes: list[str] = []
-    for key, (role, fitting) in zip(info.supervised_keys or (None, None), suits.items(), strict=False):
-        if role not in named and key in fitting:
-            name, note = key, ""
-        else:
-            name, note = choose(role, named, fitting, columns, where)
-        if name:
-            roles[name] = role
-        notes += [note] if note else []
-    if "image" not in roles.values():
-        raise UserError(f"{where} has no image field; it has {', '.join(columns) or 'no fields'}.")
-    return roles, tuple(notes)
+    keys = dict(zip(suits, info.supervised_keys or (), strict=False))
+    supervised = {role: [key] for role, key in keys.items() if key in suits[role] and role not in named}
+    image, note = choose("image", named, supervised.get("image", suits["image"]), columns, where)
+    if not image:
+        raise UserError(lacking("image", "an image", columns, where))
+    fitting, hint = supervised.get("label", suits["label"]), "a label (a ClassLabel, or a number named label)"
+    label, other, unlabelled = choose_label(named, fitting, columns, where, hint)
+    roles = {image: "image"} | ({label: "label"} if label else {})
+    return roles, tuple(filter(None, (note, other))), unlabelled
 
 
 def _array_records(builder: Any, split: str) -> Any:
