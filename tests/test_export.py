@@ -216,18 +216,50 @@ def test_other_functions_become_onnx_too(tmp_path):
     assert_close(run_onnx(path, images), jax.device_get(function(weights, images)))
 
 
+@pytest.mark.parametrize("mode", ["fill", "clip"])
+def test_what_models_of_rows_compute_becomes_onnx_too(tmp_path, mode):
+    def function(weights, images):  # u8[b, 4], a number and categories
+        x = images.astype(jnp.float32) / 50 - 1
+        embedded = jnp.take(weights["table"], images[:, 1:].astype(jnp.int32), axis=0, mode=mode)  # f32[b, 3, 5]
+        first = jnp.broadcast_to(weights["table"][:1][None], (images.shape[0], 1, 5))
+        tokens = jnp.concatenate([first, embedded], 1)[:, ::2]
+        return {
+            "a": jnp.where(x > 0, x, jnp.expm1(x)) + jax.nn.softplus(x) * (x != 1),
+            "b": x[:, 0],
+            "c": jnp.nan_to_num(tokens, nan=7.0),
+            "d": jnp.clip(jnp.sin(x), -0.5, 0.5)[:, jnp.array([2, -1])].min(-1),
+            "e": jnp.pad(jnp.floor(x), ((0, 0), (1, 2)), constant_values=3.0),
+            "f": jnp.ones((images.shape[0], 2)),
+        }
+
+    rng = np.random.default_rng(0)
+    weights = {"table": rng.normal(size=(60, 5)).astype(np.float32)}
+    path = tmp_path / "model.onnx"
+    onnx.save_model(onnx_graph.convert(function, weights, "images", image(4)), path)
+    onnx.checker.check_model(str(path), full_check=True)
+    images = rng.integers(0, 100, (7, 4), np.uint8)  # some beyond the table
+    assert_close(run_onnx(path, images), jax.device_get(function(weights, images)))
+
+
 def test_what_onnx_cannot_say_is_said():
     with pytest.raises(UserError, match="the model computes 'sort', which is not written as ONNX here"):
         onnx_graph.convert(lambda weights, images: {"x": jnp.sort(images, 1)}, {}, "images", image(4, 4, 1))
     loop = lambda weights, images: {"x": jax.lax.fori_loop(0, 3, lambda i, x: x + x, images)}
     with pytest.raises(UserError, match="the model computes 'scan'"):  # whose body would fit, once
         onnx_graph.convert(loop, {}, "images", image(4, 4, 1))
-    with pytest.raises(UserError, match=r"repeats a value for the batch, as \(b, 4\)"):
-        onnx_graph.convert(lambda weights, images: {"x": jnp.ones((images.shape[0], 4))}, {}, "images", image(4, 4, 1))
     pooled = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 1, 2), (1, 1, 1, 1), "VALID")
     over_channels = lambda weights, images: {"x": pooled(images.astype(jnp.float32))}
     with pytest.raises(UserError, match="a maximum over channels or examples"):
         onnx_graph.convert(over_channels, {}, "images", image(4, 4, 3))
+    for x, said in (
+        (lambda images: jnp.ones((2 * images.shape[0], 4)), r"makes a value of shape \(2\*b, 4\)"),
+        (lambda images: images[1:], "takes a part of a batch"),
+        (lambda images: images[:, jnp.array([0, 1]), jnp.array([0, 1])], "along several axes at once"),
+        (lambda images: jax.lax.pad(images, jnp.uint8(0), [(0, 0, 0), (0, 0, 1), (0, 0, 0), (0, 0, 0)]), "between"),
+        (lambda images: jax.lax.select_n(images % 2, images, images), "'rem', which is not written"),
+    ):
+        with pytest.raises(UserError, match=said):
+            onnx_graph.convert(lambda weights, images, x=x: {"x": x(images)}, {}, "images", image(4, 4, 1))
 
 
 def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):
