@@ -48,6 +48,17 @@ def command(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, **kwargs)
 
 
+def blocks(page: str) -> dict[str, str]:
+    """Return the Python of a page of the documentation, each block by the last name of a file before it."""
+    before, *parts = (ROOT / page).read_text().split("```python\n")
+    found = {}
+    for part in parts:
+        code, _, after = part.partition("```")
+        found[re.findall(r"`(\w+\.py)`", before)[-1]] = code
+        before = after
+    return found
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT, assert_one_sentence, command, environment
+from tests.helpers import ROOT, assert_one_sentence, blocks, command, environment
 from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.errors import UserError
 
@@ -113,8 +113,8 @@ def test_a_file_that_another_module_hides_is_told(write):
 @pytest.mark.slow
 def test_the_examples_of_the_docs_run(tmp_path):
     text = (ROOT / "docs/extending.md").read_text()
-    code = dict(zip(("mine.py", "own.py"), re.findall(r"```python\n(.*?)```", text, re.DOTALL), strict=True))
-    for name, content in code.items():
+    assert text.count("```python") == len(blocks("docs/extending.md"))
+    for name, content in blocks("docs/extending.md").items():
         (tmp_path / name).write_text(content)
     commands = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
     assert commands

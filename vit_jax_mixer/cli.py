@@ -68,6 +68,7 @@ def _guarded(
             print(_help(values), more_help(sys.argv), sep="\n")
         else:
             _quiet()
+            plugins.look_in(Path.cwd())
             main(parse(sys.argv) if parse else parse_flags(sys.argv, values))
     except (UserError, flags.Error) as error:
         sys.exit("error: " + printable(error, keep="\n"))
@@ -123,7 +124,6 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     left = both(argv)
     for each in (values, _COMMON, flags.FLAGS):
         each.mark_as_parsed()
-    plugins.look_in(Path.cwd())
     plugins.allow(*_MODULE.value)
     plugins.allow_all_in(argv)
     if logging.get_verbosity() > logging.FATAL:

@@ -82,7 +82,7 @@ def load(reference: str) -> ConfigDict:
     """
     name, colon, argument = reference.partition(":")
     path = _find(name)
-    plugins.look_in(path.parent)  # for the whole run, and for the processes that it starts
+    plugins.look_in(Path.cwd(), path.parent)  # for the whole run, and for the processes that it starts
     with _importable(path.parent), _told(path):
         spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.{path.stem.replace('.', '_')}", path)
         assert spec is not None  # since it ends in .py

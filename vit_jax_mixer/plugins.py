@@ -51,13 +51,12 @@ def imported_of(value: Any) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in imported_of(part)))
 
 
-def look_in(folder: Path) -> None:
-    """Look for modules in the folder of the config too, which a process has one of; so do those that it starts."""
-    place = str(folder.absolute())
+def look_in(*folders: Path) -> None:
+    """Look for modules in these folders too, and no longer in those of an earlier call; so do processes begun later."""
     for former in _folders:
         sys.path.remove(former)
-    _folders[:] = [place]
-    sys.path.append(place)
+    _folders[:] = dict.fromkeys(str(folder.absolute()) for folder in folders)
+    sys.path.extend(_folders)
 
 
 def lookup(table: Mapping[str, Any], name: str, where: str, *, alone: str = "") -> Any:
