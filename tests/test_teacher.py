@@ -23,6 +23,7 @@ from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.evaluation import evaluate, probing
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.run.assemble import open_run
 from vit_jax_mixer.train import train_and_evaluate
 from vit_jax_mixer.trained import open_model
@@ -152,6 +153,9 @@ def test_an_example_has_crops_of_two_sizes_and_no_label(config):
     for crops in example.values():
         assert len(np.unique(crops, axis=0)) == len(crops)  # each has draws of its own
     assert task.eval_data["test"].get(0, np.random.default_rng(0)).keys() == {"image", "label"}
+    elsewhere = tasks.create(without_data(Config.of(config()), 0, "8x8x1"))  # to plan it, on blank images
+    assert elsewhere.train_data.get(0, np.random.default_rng(0)).keys() == {"large", "small"}
+    assert elsewhere.eval_data["test"].get(0, np.random.default_rng(0)).keys() == {"image"}
 
 
 def features_of(backbone, images):
