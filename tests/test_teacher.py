@@ -24,7 +24,7 @@ from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.evaluation import evaluate, probing
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.plan.data_shape import without_data
-from vit_jax_mixer.run.assemble import open_run
+from vit_jax_mixer.run.assemble import assemble, open_run
 from vit_jax_mixer.train import train_and_evaluate
 from vit_jax_mixer.trained import open_model
 
@@ -228,6 +228,17 @@ def test_its_backbone_is_converted_and_another_task_begins_with_it(run, tmp_path
     params, _ = task.load(*task.init(jax.random.key(0)))
     assert_same({name: params[name] for name in teacher["backbone"]}, teacher["backbone"])
     assert params.keys() - teacher["backbone"].keys() == {"head"}
+
+
+def test_what_is_published_and_is_not_the_model_is_a_defect_before_it_trains(config):
+    parts = assemble(Config.of(config(**HOW["pmap"])))
+    parts.check_published()
+    for published in ("extra/teacher", "extra/gone", "params"):
+        parts.task.published = published
+        with pytest.raises(
+            ValueError, match=rf"^Dino.published, '{published}', is not .*: they differ in 'MixerBlock_0/"
+        ):
+            parts.check_published()
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def train_and_evaluate(
     processes.check_same(repr(config), "the config")
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
     parts = assemble(run)
+    parts.check_published()
     task, devices = parts.task, parts.devices
     about = task.about()
     data = record.of(task.train_data, task.eval_data)

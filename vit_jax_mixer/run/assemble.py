@@ -9,10 +9,11 @@ import jax
 
 from vit_jax_mixer import specs, tasks
 from vit_jax_mixer.checkpoints import best, checksums, keeping
+from vit_jax_mixer.classes import few
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models import initialisation
+from vit_jax_mixer.models import initialisation, stacked
 from vit_jax_mixer.run import checkpoint, optim, parallel, step
 from vit_jax_mixer.run.workdir import CONFIG
 from vit_jax_mixer.tasks import Task, TrainState
@@ -59,8 +60,26 @@ class Parts:
         """Return the state of a checkpoint, on the devices."""
         return self._placed(checkpoints.restore(step, self.shapes(), self.devices.saved_sharding))
 
+    def check_published(self) -> None:
+        """Raise a `ValueError`, before anything is trained, if a task publishes what its model cannot be used with."""
+        about, published = self.task.about(), self.task.published
+        if about is None or not published:
+            return
+        state = _shapes(jax.eval_shape(stacked.unstack, self.shapes()))
+        held = {name.removeprefix(f"{published}/"): s for name, s in state.items() if name.startswith(f"{published}/")}
+        read = _shapes(about.shapes(about.create("Task.about")))
+        if odd := [name for name in held | read if held.get(name) != read.get(name)]:
+            where = f"{type(self.task).__name__}.published, {published!r},"
+            raise ValueError(f"{where} is not what the model of its about() has: they differ in {few(sorted(odd))}")
+
     def _placed(self, state: TrainState) -> TrainState:
         return self.devices.put_state(dataclasses.replace(state, frozen=self.task.frozen()))
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the leaves, by their names in a checkpoint."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
