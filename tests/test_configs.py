@@ -25,6 +25,7 @@ PHOTOS = [
     "--config.model.num_blocks=1",
     "--config.model.hidden_dim=32",
 ]
+ROWS = [f"--config.data.{name}={rows}" for name, rows in (("train", "all[:70%]"), ("eval", "all[70%:]"), ("test", ""))]
 OVERRIDES = {
     "digits.py": [],
     "mnist.py": ["--config.data.source=idx:{idx}"],
@@ -34,6 +35,15 @@ OVERRIDES = {
     "photos.py": [*DIGITS, "--config.batch_size=4", "--config.eval_batch_size=6"],
     "photos.py:finetune": [*PHOTOS, "--config.init_from="],
     "mixer_imagenet.py:S/32": PHOTOS,
+    "tabular.py": [],
+    "tabular.py:original": [
+        *ROWS,
+        "--config.data.source=sklearn:breast_cancer",
+        "--config.data.drop=",
+        "--config.batch_size=4",
+        "--config.model.num_blocks=1",
+    ],
+    "tabular.py:rows.csv": [*ROWS, "--config.data.source=sklearn:iris"],
 }
 
 
@@ -66,7 +76,9 @@ def test_it_runs_for_two_steps_and_one_evaluation(name, idx, tmp_path):
     assert result.returncode == 0, result.stderr
     *_, evaluation = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
-    assert re.search(r"done: step 2 is the best, .*accuracy [\d.]+; use the model: python -m .*predict", result.stdout)
+    assert re.search(
+        r"done: step 2 is the best, .*(accuracy|loss) [\d.]+; use the model: python -m .*predict", result.stdout
+    )
     assert any(metric.endswith("/accuracy") for metric in evaluation)
     assert (tmp_path / "checkpoints/2").is_dir()
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.helpers import DATA, assert_close
 from vit_jax_mixer import models
@@ -110,3 +111,27 @@ def test_sizes_that_make_no_sense_are_one_sentence(fields, message):
     model = models.create("TabularMixer", num_classes=1, **TINY, **fields)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 12), np.float32))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"column_dim": 0},
+        {"column_dim": 4, "categories": (0, 3, 0, 2, 5), "numbers": "piecewise(4)"},
+        {"column_dim": 4, "numbers": "periodic(2)"},
+    ],
+)
+def test_it_is_written_as_onnx(fields):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from vit_jax_mixer.export import onnx_graph
+
+    model = TabularMixer(num_classes=2, num_blocks=1, patch_size=3, hidden_dim=8, **fields)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-2, 7, (4, 5)).astype(np.float32)  # some are no codes
+    params = jax.jit(model.init)(jax.random.key(0), rows)["params"]
+    weights = {name: value + rng.normal(size=value.shape).astype("f") for name, value in flatten_dict(params).items()}
+    named = {"/".join(name): value for name, value in weights.items()}
+    outputs = lambda flat, x: {"y": model.apply({"params": unflatten_dict(flat, sep="/")}, x)}
+    graph = onnx_graph.convert(outputs, named, "rows", jax.ShapeDtypeStruct((5,), np.float32))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert_close(session.run(None, {"rows": rows})[0], jax.jit(outputs)(named, rows)["y"])

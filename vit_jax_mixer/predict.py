@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{_MODEL.value} {lack}; ask for --features=FILE.npz instead.")
     if trained.origin:
         print(printable(f"{_MODEL.value}: {trained.origin}"), file=sys.stderr, flush=True)
+    for line in source.remarks():
+        print(printable(line), file=sys.stderr, flush=True)
     done: list[Answer] = []
     count, all_of_them = 0, len(source.examples)
     width = min(max(columns(printable(source.where(i))) for i in range(all_of_them)), 60)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 
 from vit_jax_mixer import files, predictors, pretrained
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import FILE
@@ -80,6 +81,8 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
     run = folder.run_of(path)
     described = (run / FILE).is_file()
     about = predictors.read(run) if described else _about_file(plain, weights)
+    if weights.step is not None:
+        about = about.of_checkpoint(best.read(run / "checkpoints" / str(weights.step)))
     if eval_ops:
         about = about.with_ops(eval_ops)
     arrays = len(pretrained.flatten(weights.tree))

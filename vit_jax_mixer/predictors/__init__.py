@@ -9,10 +9,11 @@ from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import FILE, Answer, Evaluated, Predictor
 from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.predictors.rows import Rows
 
 __all__ = ["FILE", "KINDS", "Answer", "Evaluated", "Predictor", "read"]
 
-KINDS: Mapping[str, type[Predictor]] = {Images.kind: Images}
+KINDS: Mapping[str, type[Predictor]] = {kind.kind: kind for kind in (Images, Rows)}
 
 
 def read(folder: Path) -> Any:

@@ -159,6 +159,10 @@ class Predictor(abc.ABC):
         words += ["--features=features.npz"] if self.lack() else []
         return f"python -m vit_jax_mixer.predict {shlex.join(words)} {self.arguments}"
 
+    def of_checkpoint(self, scores: Mapping[str, float]) -> Self:
+        """Return it as it is for a checkpoint of a workdir, of those evaluation scores, as with its own threshold."""
+        return self
+
     # --- The model ---
 
     def create(self, where: str) -> nn.Module:

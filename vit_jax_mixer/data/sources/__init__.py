@@ -17,6 +17,11 @@
 ``idx:DIR``                        MNIST's four files, gzipped or not; the splits are train, test
 ``hf:NAME[:CONFIG]``               a dataset of the Hugging Face hub, as hf:cifar10, hf:USER/NAME
 ``hf:/DIR``, ``hf:/FILE.parquet``  a dataset that `save_to_disk` wrote, or Parquet files
+``table:FILE``                     rows of a .csv, .tsv, .txt or .parquet file, as the split `all`, or by the words
+                                   of a column, as table:rows.csv,split=part; another delimiter than , ; | and tab
+                                   is named, as table:rows.csv,delimiter=:
+``table:DIR``                      the same for the files in DIR, a split each, as train and test
+``sklearn:NAME``                   a table that scikit-learn ships: breast_cancer, diabetes, iris or wine
 ``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
                                    without its pictures; 0 for one without labels
 ``MODULE:NAME[:PLACE]``            a user's own function from PLACE to splits; see docs/extending.md
@@ -30,7 +35,7 @@ Examples without labels are for tasks that need none; who needs them says which 
 A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`. Where
 there is one other usual name for it, that is read: Training for train, val or dev for validation.
 
-Images of folders and manifests come in an order that is as good as random and always the same,
+Images of folders and manifests, and rows of tables, come in an order that is as good as random and always the same,
 so a slice is a fair part of all classes. Their classes are in the order of names, or, where
 ``classes.txt`` lies in DIR or beside FILE, in that of its lines, a class each.
 """
@@ -45,6 +50,7 @@ from vit_jax_mixer.data.sources.hf import open_hf
 from vit_jax_mixer.data.sources.idx import open_idx, read_idx
 from vit_jax_mixer.data.sources.manifest import open_manifest
 from vit_jax_mixer.data.sources.slices import open_expression
+from vit_jax_mixer.data.sources.table import open_sklearn, open_table
 from vit_jax_mixer.data.sources.tfds import open_tfds
 from vit_jax_mixer.errors import UserError
 
@@ -56,6 +62,8 @@ KINDS: Mapping[str, Callable[[str], Splits]] = {
     "manifest": open_manifest,
     "idx": open_idx,
     "hf": open_hf,
+    "table": open_table,
+    "sklearn": open_sklearn,
     "blank": open_blank,
 }
 

@@ -193,6 +193,16 @@ class _Joined:
             parts.append(labels[part.start : part.stop])
         return np.concatenate(parts)
 
+    @functools.cached_property
+    def table(self) -> Any:
+        """The rows as one `tables.reading.Table`, if all sources have one."""
+        tables: list[Any] = [getattr(source.examples, "table", None) for source in self.sources]
+        if any(table is None for table in tables):
+            return None
+        from vit_jax_mixer.data.tables.reading import concatenate
+
+        return concatenate([table.take(np.asarray(part)) for table, part in zip(tables, self.ranges, strict=True)])
+
     def __len__(self) -> int:
         return self._ends[-1]
 

@@ -1,0 +1,1 @@
+"""Rows of tables: read from files (`reading`), made numbers (`encoding`), described (`describe`)."""

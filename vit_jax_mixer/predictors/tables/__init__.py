@@ -1,0 +1,1 @@
+"""What is said of rows: how good answers are, the report and its pictures."""
