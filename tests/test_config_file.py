@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT
-from vit_jax_mixer import main, models
+from vit_jax_mixer import command_line, models
 from vit_jax_mixer.config_file import load
 from vit_jax_mixer.errors import UserError
 
@@ -16,7 +16,7 @@ COMMON = "from configs import common\n\n\ndef get_config():\n    c = common.get_
 
 
 def parse(*flags, file="configs/mixer_b16.py"):
-    return main.parse_flags(["main", f"--config={file}", *flags]).config
+    return command_line.parse_flags(["main", f"--config={file}", *flags]).config
 
 
 @pytest.fixture
@@ -186,4 +186,7 @@ def test_a_flag_that_does_not_fit_is_one_sentence(flag, words):
 
 
 def test_a_blank_for_the_equals_sign_is_taken():
-    assert main.parse_flags(["main", "--config", "configs/digits.py", "--workdir", "x"]).name == "configs/digits.py"
+    assert (
+        command_line.parse_flags(["main", "--config", "configs/digits.py", "--workdir", "x"]).name
+        == "configs/digits.py"
+    )

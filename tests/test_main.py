@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers import ROOT, assert_one_sentence, command, environment
 from tests.test_sources import write_image
-from vit_jax_mixer import main
+from vit_jax_mixer import command_line, main
 from vit_jax_mixer.errors import UserError
 
 QUICK = ["--config.steps=2", "--config.optim.warmup_steps=1", "--config.eval_batch_size=50"]
@@ -71,8 +71,8 @@ def run(workdir, *flags, config="configs/digits.py"):
 def test_bad_flags_are_one_sentence(tmp_path, flag, parts):
     line = ["main", "--config=configs/digits.py", f"--workdir={tmp_path}", *QUICK, flag]
     with pytest.raises((UserError, flags.Error)) as found:
-        main.main(main.parse_flags(line))
-    main.FLAGS.unparse_flags()
+        main.main(command_line.parse_flags(line))
+    command_line.FLAGS.unparse_flags()
     sentence = str(found.value)
     assert "\n" not in sentence
     for part in parts:

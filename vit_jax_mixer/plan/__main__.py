@@ -11,12 +11,11 @@ from functools import partial
 
 from absl import flags
 
-from vit_jax_mixer import cli, config_file
-from vit_jax_mixer import main as training
+from vit_jax_mixer import cli, command_line, config_file
 from vit_jax_mixer.errors import UserError
 
 _FLAGS = flags.FlagValues()
-_FLAGS.append_flag_values(training.FLAGS)
+_FLAGS.append_flag_values(command_line.FLAGS)
 _TARGET = flags.DEFINE_string("target", None, "What to plan for, as v5e:16x16, h100:8 or cpu.", flag_values=_FLAGS)
 _UTILISATION = flags.DEFINE_float(
     "utilisation", 0.5, "Share of the roofline's speed that the run is to reach.", flag_values=_FLAGS
@@ -33,7 +32,7 @@ _SHAPE = flags.DEFINE_string(
 _JSON = flags.DEFINE_bool("json", False, "Print JSON: bytes, seconds and FLOP of each chip.", flag_values=_FLAGS)
 
 
-def main(given: training.Given) -> None:
+def main(given: command_line.Given) -> None:
     """Plan what the flags say."""
     if not 0 < _UTILISATION.value <= 1:
         raise UserError(f"--utilisation is {_UTILISATION.value}; it must be above 0, and at most 1.")
@@ -60,4 +59,4 @@ def main(given: training.Given) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _FLAGS, partial(training.parse_flags, values=_FLAGS), more_help=config_file.explain)
+    cli.run(main, _FLAGS, partial(command_line.parse_flags, values=_FLAGS), more_help=config_file.explain)
