@@ -1,6 +1,7 @@
 """Tests run on two simulated CPU devices, with data and caches in a folder of their own."""
 
 import os
+import sys
 import tempfile
 
 # Before JAX and TFDS are loaded; commands that tests start inherit them, and so do pytest's own workers.
@@ -19,6 +20,27 @@ import jax  # after the environment is set
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def write_modules(tmp_path, monkeypatch):
+    """Write modules of a user's own, as name=text, to a folder in which a fresh process finds them."""
+    from vit_jax_mixer import plugins
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(plugins, "_folders", [])
+    plugins.look_in(tmp_path)
+
+    def write(**modules):
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return tmp_path
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -7,33 +7,14 @@ import sys
 import pytest
 
 from tests.helpers import ROOT, assert_one_sentence, blocks, command, environment
-from vit_jax_mixer import plugins, specs
+from vit_jax_mixer import models, plugins, specs
 from vit_jax_mixer.errors import UserError
 
 OURS = {"blur": lambda: "ours"}
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write modules beside a config, as a fresh process finds them."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(plugins, "_allowed", set())
-    monkeypatch.setattr(plugins, "_folders", [])
-    before = set(sys.modules)
-    plugins.look_in(tmp_path)
-
-    def write(**modules):
-        for name, text in modules.items():
-            (tmp_path / f"{name}.py").write_text(text)
-        return tmp_path
-
-    yield write
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def test_a_name_of_ours_or_of_a_module(write):
-    write(mine="def blur(size=1):\n    return size\n")
+def test_a_name_of_ours_or_of_a_module(write_modules):
+    write_modules(mine="def blur(size=1):\n    return size\n")
     plugins.allow("mine")
     assert specs.build(OURS, "blur", "here") == "ours"
     assert specs.build(OURS, "mine:blur", "here") == 1
@@ -41,8 +22,8 @@ def test_a_name_of_ours_or_of_a_module(write):
     assert plugins.lookup({}, "mine", "here", alone="blur")() == 1
 
 
-def test_a_module_runs_only_where_the_user_names_it(write):
-    folder = write(mine="open(__file__ + '.ran', 'w').close()\nblur = 3\n")
+def test_a_module_runs_only_where_the_user_names_it(write_modules):
+    folder = write_modules(mine="open(__file__ + '.ran', 'w').close()\nblur = 3\n")
     with pytest.raises(UserError, match=r"^a.json: 'mine:blur' is code of the module mine.*pass --module=mine if you"):
         plugins.lookup(OURS, "mine:blur", "a.json")
     with pytest.raises(UserError, match="pass --module=mine"):
@@ -65,7 +46,7 @@ def test_a_module_runs_only_where_the_user_names_it(write):
         ({"sizes": (1, 2.5, None, True)}, set()),
     ],
 )
-def test_what_a_config_or_a_command_line_names_may_run(write, config, allowed):
+def test_what_a_config_or_a_command_line_names_may_run(write_modules, config, allowed):
     plugins.allow_all_in(config)
     assert plugins._allowed == allowed
 
@@ -85,8 +66,8 @@ def test_what_a_config_or_a_command_line_names_may_run(write, config, allowed):
         (":blur", "is not of the form"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_sentence(write, name, sentence):
-    write(mine="def blur(size=1):\n    return size\nnumber = 3\n")
+def test_what_is_wrong_is_told_in_one_sentence(write_modules, name, sentence):
+    write_modules(mine="def blur(size=1):\n    return size\nnumber = 3\n")
     plugins.allow("mine", "min", "mine.sub")
     with pytest.raises(UserError, match=sentence):
         specs.build(OURS, name, "here")
@@ -96,15 +77,15 @@ def test_what_is_wrong_is_told_in_one_sentence(write, name, sentence):
     ("text", "error"),
     [("import no_such_package\n", ModuleNotFoundError), ("x = {}['a']\n", KeyError), ("def x(:\n", SyntaxError)],
 )
-def test_a_defect_of_a_module_keeps_its_traceback(write, text, error):
-    write(mine=text)
+def test_a_defect_of_a_module_keeps_its_traceback(write_modules, text, error):
+    write_modules(mine=text)
     plugins.allow("mine")
     with pytest.raises(error):
         plugins.lookup(OURS, "mine:x", "here")
 
 
-def test_a_file_that_another_module_hides_is_told(write):
-    folder = write(colorsys="def blur():\n    return 1\n")
+def test_a_file_that_another_module_hides_is_told(write_modules):
+    folder = write_modules(colorsys="def blur():\n    return 1\n")
     plugins.allow("colorsys")
     with pytest.raises(UserError, match=re.escape(f"which hides {folder / 'colorsys.py'}; rename your file.")):
         plugins.lookup(OURS, "colorsys:blur", "here")
@@ -127,3 +108,17 @@ def test_the_examples_of_the_docs_run(tmp_path):
     assert (tmp_path / "exported/model.stablehlo").exists()
     sentence = command("predict", f"--model={tmp_path / 'run'}", ROOT / "docs")
     assert_one_sentence(sentence, "there is no module 'mine'")
+
+
+def test_a_model_of_a_users_own_knows_classes_where_it_is_to_be_a_classifier(write_modules):
+    text = "import flax.linen as nn\n\nclass Plain(nn.Module):\n    width: int\n\n"
+    write_modules(nets=f"{text}class Head(Plain):\n    num_classes: int = 0\n")
+    plugins.allow("nets")
+    assert models.create("nets:Plain", width=3).width == 3
+    assert models.create("nets:Head", 2, width=3).num_classes == 2
+    with pytest.raises(UserError, match=r"^model nets:Plain has no attribute num_classes, which a classifier needs"):
+        models.create("nets:Plain", 2, width=3)
+    with pytest.raises(UserError, match=r"^model nets:Plain lacks the field 'width'"):
+        models.create("nets:Plain")
+    with pytest.raises(UserError, match=r"^model name: 'nets:nn' is no flax.linen.Module; name one"):
+        models.create("nets:nn")

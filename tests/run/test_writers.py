@@ -10,8 +10,10 @@ import tracemalloc
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from vit_jax_mixer import plugins
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.run.writers import Log, _checksum
+from vit_jax_mixer.run.reports import Reports
+from vit_jax_mixer.run.writers import Log, _checksum, open_writers
 
 
 def events(workdir):
@@ -144,3 +146,55 @@ def test_a_line_that_is_none_is_left_out(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "a": 1.0}}\n{damage}\n{{"step": 2, "a": 2.0}}\n', "latin-1")
     Log(tmp_path, 2).close()
     assert lines(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]
+
+
+OWN = """
+class Told:
+    def __init__(self, workdir, start, at=-1):
+        self.file, self.at = (workdir / "told").open("a"), at
+
+    def write(self, step, scalars):
+        if step == self.at:
+            raise RuntimeError("no connection")
+        print(step, *scalars, file=self.file)
+
+    def close(self):
+        self.file.close()
+
+class Deaf:
+    def __init__(self, workdir, start):
+        pass
+"""
+
+
+def test_a_writer_of_a_users_own_is_told_all_and_its_failure_keeps_nothing_from_being_saved(write_modules, tmp_path):
+    write_modules(own_writer=OWN)
+    plugins.allow("own_writer")
+    reports = Reports(tmp_path, 0, 9, 1, 8, writers="own_writer:Told|own_writer:Told(at=2)")
+    reports.evaluation(1, {"a": 1.0, "b": 2.0})
+    with pytest.raises(RuntimeError, match="no connection"):
+        reports.evaluation(2, {"a": 1.0, "b": 2.0})
+    reports.evaluation(3, {"a": 1.0, "b": 2.0})  # as what is reported before the save
+    reports.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    told = (tmp_path / "told").read_text().splitlines()
+    assert sorted(told) == [f"{step} a b" for step in (1, 1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("wandb", r"^config.writers: 'wandb' is not known; name one of yours, as my_module:Name\.$"),
+        (
+            "own_writer:Deaf",
+            r"^config.writers: 'own_writer:Deaf' makes no writer; give it the methods write and close\.$",
+        ),
+        ("own_writer:Told(to=3)", r"^config.writers: own_writer:Told has no field 'to'.*Known: at\.$"),
+        ("|own_writer:Told", r"is not of the form name or name\(1, key=2\)"),
+    ],
+)
+def test_what_is_no_writer_is_told(write_modules, tmp_path, name, sentence):
+    write_modules(own_writer=OWN)
+    plugins.allow("own_writer")
+    with pytest.raises(UserError, match=sentence):
+        open_writers(name, tmp_path, 0)

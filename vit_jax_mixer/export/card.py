@@ -118,8 +118,9 @@ def _text(card: Card, meanings: Mapping[str, str], more: ForCard) -> str:
         "Computes in": "float32",
         "Made with": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
     }
-    table = _table(("Model", _plain(model["name"] + (f" ({fields})" if fields else ""))), facts.items())
-    sections = [f"# {_plain(model['name'])}", table, _input(card, more.explained), _outputs(card, meanings)]
+    name = model.get("name", "A model")  # which a user's own predictor need not name
+    table = _table(("Model", _plain(name + (f" ({fields})" if fields else ""))), facts.items())
+    sections = [f"# {_plain(name)}", table, _input(card, more.explained), _outputs(card, meanings)]
     sections += [_run(card, name, more.code) for name in card["formats"]]
     sections += ["## Files", _files(card)]
     if card["config"]:

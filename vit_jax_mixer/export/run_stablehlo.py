@@ -1,8 +1,8 @@
-"""Run model.stablehlo, with jax and flatbuffers alone: `python run_stablehlo.py images.npy [outputs.npz]`.
+"""Run model.stablehlo, with jax and flatbuffers alone: `python run_stablehlo.py inputs.npy [outputs.npz]`.
 
-images.npy holds u8[b, h, w, c], prepared as MODEL_CARD.md says; b may be any number. Each image's
-likeliest class is printed, and outputs.npz takes all that the model says. In Python:
-`outputs = load(folder)(images)`.
+inputs.npy holds b examples, as images u8[b, h, w, c], prepared as MODEL_CARD.md says; b may be any number.
+Of each, the likeliest class is printed, or the numbers that the model says, and outputs.npz takes all of it.
+In Python: `outputs = load(folder)(inputs)`.
 """
 
 import json
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 def load(folder: str | Path = HERE) -> Callable[[Any], dict[str, jax.Array]]:
-    """Return the model in the folder: a function from u8[b, h, w, c] to arrays of b rows by name.
+    """Return the model in the folder: a function from b examples to arrays of b rows by name.
 
     It is compiled once for each b. The program takes the weights, f32 by name, as its first argument.
     """
@@ -27,18 +27,18 @@ def load(folder: str | Path = HERE) -> Callable[[Any], dict[str, jax.Array]]:
     with np.load(Path(folder) / "model.npz", allow_pickle=False) as file:
         weights = jax.device_put(dict(file))
     run = jax.jit(program.call)
-    return lambda images: run(weights, images)
+    return lambda inputs: run(weights, inputs)
 
 
 def main(arguments: list[str]) -> None:
-    """Print the likeliest class of each image, and write the outputs."""
+    """Print the likeliest class of each example, or its numbers, and write the outputs."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
     if not 1 <= len(arguments) <= 2:
-        sys.exit("usage: python run_stablehlo.py images.npy [outputs.npz]")
-    images = np.load(arguments[0], allow_pickle=False)
-    outputs: dict[str, Any] = {name: np.asarray(value) for name, value in load()(images).items()}
+        sys.exit("usage: python run_stablehlo.py inputs.npy [outputs.npz]")
+    inputs = np.load(arguments[0], allow_pickle=False)
+    outputs: dict[str, Any] = {name: np.asarray(value) for name, value in load()(inputs).items()}
     names = json.loads((HERE / "model.json").read_text(encoding="utf-8")).get("class_names")
     for row in outputs.get("probabilities", ()):
         best = int(row.argmax())
@@ -47,6 +47,9 @@ def main(arguments: list[str]) -> None:
             c if c.isprintable() else ascii(c)[1:-1] for c in name
         )  # a terminal would obey other characters
         print(f"{100 * row[best]:6.2f} %  {shown}")
+    numbers = {name: value for name, value in outputs.items() if value.ndim == 1}
+    for i in range(len(inputs) if numbers else 0):
+        print("  ".join(f"{name} {value[i]:.6g}" for name, value in numbers.items()))
     if len(arguments) == 2:
         np.savez(arguments[1], **outputs)
 

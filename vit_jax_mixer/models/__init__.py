@@ -87,14 +87,18 @@ def named(name: str, where: str) -> Entry:
     """
     found = plugins.lookup(MODELS, name, where)
     entry = found if isinstance(found, Entry) else Entry(found, {})
-    fields = getattr(entry.module, "__dataclass_fields__", {})
-    if not (isinstance(entry.module, type) and issubclass(entry.module, nn.Module) and "num_classes" in fields):
-        raise UserError(f"{where}: {name!r} is no flax.linen.Module with the attribute num_classes; name one.")
+    if not (isinstance(entry.module, type) and issubclass(entry.module, nn.Module)):
+        raise UserError(f"{where}: {name!r} is no flax.linen.Module; name one.")
     return entry
 
 
-def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+def create(name: str, num_classes: int | None = None, **overrides: Any) -> nn.Module:
     """Return the module of that name, with any of its attributes overridden.
+
+    Args:
+        name: of a model.
+        num_classes: of the head; None for a model that knows no classes, as for a regression.
+        overrides: attributes.
 
     Raises:
         UserError: the name or an override is not known, with the nearest that is; or a value makes no sense.
@@ -106,8 +110,11 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
         raise UserError(f"model {name}: dtype is {dtype!r}; choose from {', '.join(FLOATS)}.")
     if "patch_size" in fields:
         layers.patch_sides(fields["patch_size"])
+    if num_classes is not None and "num_classes" not in specs.parameters_of(entry.module, ()):
+        raise UserError(f"model {name} has no attribute num_classes, which a classifier needs; give it one.")
+    head = {} if num_classes is None else {"num_classes": num_classes}
     # Flax's own two attributes are not a user's to set.
-    return specs.call(entry.module, fields, f"model {name}", num_classes=num_classes, parent=None, name=None)
+    return specs.call(entry.module, fields, f"model {name}", **head, parent=None, name=None)
 
 
 def forward_flop(model: nn.Module, image_shape: tuple[int, ...]) -> float:

@@ -51,7 +51,8 @@ class Reports:
         """
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
-        self._writers = [self._log, *open_writers(writers, workdir, start)]
+        self._opened = (self._log, *open_writers(writers, workdir, start))
+        self._writers = list(self._opened)
         self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)
         self.waiting = self._speed.waiting
@@ -83,12 +84,16 @@ class Reports:
                 self._write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
 
     def _write(self, step: int, scalars: Scalars) -> None:
-        for writer in self._writers:
-            writer.write(step, scalars)
+        for writer in tuple(self._writers):
+            try:
+                writer.write(step, scalars)
+            except Exception:
+                self._writers.remove(writer)  # so that what was trained can be reported, and saved
+                raise
 
     def close(self) -> None:
         with ExitStack() as stack:  # each is closed, whatever another one's close raises
-            for one in (self._console, *reversed(self._writers)):
+            for one in (self._console, *reversed(self._opened)):
                 stack.callback(one.close)
 
 
