@@ -21,8 +21,8 @@ ORDER = """
     predictors probes
     pretrained
     models data
-    cli checkpoints classes config drawing
-    specs
+    cli checkpoints classes config charts
+    specs drawing
     files plugins
     errors
 """

@@ -77,7 +77,7 @@ def open_tfds(place: str) -> Splits:
     """
     place, named = split_fields(place)
     builder = find_builder(place)
-    digits = importlib.import_module("vit_jax_mixer.data.digits")
+    digits = importlib.import_module("vit_jax_mixer.data.sources.digits")
     if isinstance(builder, digits.SklearnDigits):
         _prepare(builder)
     if not _is_prepared(builder):
@@ -96,7 +96,7 @@ def find_builder(place: str) -> Any:
     """
     # Imported here, so that folders and IDX files do not pay for it.
     tfds = importlib.import_module("tensorflow_datasets")
-    importlib.import_module("vit_jax_mixer.data.digits")
+    importlib.import_module("vit_jax_mixer.data.sources.digits")
     if _is_path(place):
         folder = epath.Path(place).expanduser()
         if not (folder / "dataset_info.json").exists():
