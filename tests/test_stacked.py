@@ -212,6 +212,7 @@ OPTIMIZERS = {
             "lars(weight_decay=0.5, no_decay='Block_[01]/kernel|bias')",
         )
     },
+    "noise": lambda: optim.create(optimizer="sgd", noise="gaussian(eta=0.1)", **OF_OPTIM)[0],
     # As a user may write them: none knows of `stacked`.
     "adafactor": lambda: optax.adafactor(0.3, min_dim_size_to_factor=4),
     "clipped by parameter": lambda: optax.chain(optax.clip_by_block_rms(0.5), optax.sgd(0.3, 0.9)),
@@ -223,7 +224,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "noise" else []) for name in OPTIMIZERS]
+)
 def test_an_optimizer_sees_one_block_at_a_time_in_both_layouts(name):
     def tree(seed):
         rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from vit_jax_mixer.specs import Count, Share, Within
 Section = Mapping[str, Any]
 _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers")
 # Fields that earlier runs do not have, and what those did.
-_EARLIER = {"init": "", "optim.warmup": "from_zero"}
+_EARLIER = {"init": "", "sharpness": "", "optim.warmup": "from_zero", "optim.noise": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Config:
     # Which earlier runs do not have:
     writers: str = ""
     init: str = ""
+    sharpness: str = ""
 
     def __post_init__(self) -> None:
         _ = self.skips  # what is wrong with it is said at once

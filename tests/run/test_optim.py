@@ -76,6 +76,8 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
         ({"optimizer": "adam(eps=-1e-8)"}, "eps is -1e-08; it must be from 1e-30 to 1"),
         ({"optimizer": "sgd(momentum=1e400)"}, "momentum is inf; it must be a finite number"),
         ({"optimizer": "sdg"}, "config.optim.optimizer: 'sdg' is not known; did you mean 'sgd'"),
+        ({"noise": "gauss(eta=1)"}, "config.optim.noise: 'gauss' is not known; did you mean 'gaussian'"),
+        ({"noise": "gaussian(eta=-1)"}, "config.optim.noise: gaussian: eta is -1; it must be 0 or more"),
         ({"schedule": "cosin"}, "config.optim.schedule: 'cosin' is not known; did you mean 'cosine'"),
         ({"warmup_steps": 10}, "warmup_steps is 10; it must be from 0 to config.steps - 1 = 9"),
     ],
@@ -100,6 +102,24 @@ def test_a_number_that_makes_no_sense_is_one_sentence(field, value, message):
     fields = {name: given for name, given in FIELDS.items() if name != "steps"}
     with pytest.raises(UserError, match=rf"config.optim: {field} is .*; it must be {message}"):
         specs.call(optim.create, {**fields, field: value}, "config.optim", steps=10)
+
+
+def test_noise_has_the_variance_of_its_formula_and_is_of_the_seed():
+    def noise(seed, steps=2):
+        optimizer, _ = optim.create(**FIELDS, noise="gaussian(eta=0.3, gamma=0.5)", seed=seed)
+        params = {"w": jnp.zeros(20_000)}
+        state, found = optimizer.init(params), []
+        for _ in range(steps):
+            updates, state = optimizer.update(params, state, params)
+            found.append(updates["w"] / -0.5)  # the rate
+        assert all(leaf.dtype in (jnp.int32, jnp.uint32) for leaf in jax.tree.leaves(state))  # as a checkpoint holds it
+        return np.array(found)
+
+    first = noise(seed=1)
+    np.testing.assert_allclose(first.var(1), 0.3 / np.array([1, 2]) ** 0.5, rtol=0.05)
+    np.testing.assert_allclose(first.mean(1), 0, atol=0.02)
+    np.testing.assert_array_equal(noise(seed=1), first)
+    assert abs(np.corrcoef([*first, *noise(seed=2)])[np.triu_indices(4, 1)]).max() < 0.05
 
 
 def test_the_state_of_adamw_has_the_form_of_optaxs_which_checkpoints_hold():

@@ -24,6 +24,9 @@ def get_config() -> Any:
     config.init = ""
 
     config.ema_decay = 0.0  # of a running mean of the parameters, which is evaluated and saved too; 0 for none
+    # Gradients beside the parameters, which lead to flatter minima: 'sam(rho=0.05)', 'gsam(rho=0.1, alpha=0.4)',
+    # 'ssam(rho=0.05)' or 's2sam(rho=0.05)' (docs/optimizers.md); '' for none.
+    config.sharpness = ""
     config.on_not_finite = "stop"  # at a loss or gradient that is not finite; or 'skip(3)': leave out up to 3 steps
     config.debug_nans = False  # stop at the operation that makes the first NaN, with a traceback; slow
     config.profile = ""  # steps to trace, as '10:15', for TensorBoard or Perfetto
@@ -74,6 +77,7 @@ def get_config() -> Any:
     config.optim.warmup_steps = 500  # steps in which the rate grows linearly
     config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', so that it has not
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
+    config.optim.noise = ""  # added to the clipped gradient: 'gaussian(eta=0.01, gamma=0.55)'; '' for none
 
     # --- Logging, evaluation, checkpoints; all three also at the end ---
     config.log_every = 50  # steps

@@ -63,7 +63,7 @@ def _fan_in(found: Mapping[str, jax.Array], name: str) -> int | None:
 
 
 def kaiming_uniform(a: Annotated[float, Within(0, 1000)] = 5**0.5, keep: str = "") -> Scheme:
-    """Kernels uniform with variance ``2 / ((1 + a^2) fan_in)`` (He et al. 2015, arXiv 1502.01852, equation 14).
+    """Kernels uniform with variance ``2 / ((1 + a^2) fan_in)`` (He et al. 2015, arXiv 1502.01852, equation 15).
 
     With ``a = sqrt(5)`` that is within ``1 / sqrt(fan_in)``, as PyTorch begins a linear layer and a
     convolution. Biases are within that whatever ``a`` is, as there. Norms, layer scales, tables stay as they are.

@@ -95,7 +95,7 @@ def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
     how = parallel.create(run.parallel, devices)
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps, len(devices or ()))
     loader = specs.call(Loader, run.loader, "config.loader")
-    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps, seed=run.seed)
     scheme = initialisation.parse(run.init)
     task = tasks.create(run)
     return Parts(run, how, loader, task, scheme, *step.of_run(run, task, optimizer, rate))

@@ -28,7 +28,9 @@ def create(
     warmup: str = "from_zero",
     warmup_steps: Annotated[int, Within(0)],
     clip_norm: NotNegative,
+    noise: str = "",
     steps: int,
+    seed: int = 0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the transformation and the learning rate by step.
 
@@ -39,7 +41,9 @@ def create(
         warmup: how the rate rises, a name of `schedules.WARMUPS`.
         warmup_steps: steps in which it does.
         clip_norm: largest global norm of the gradient; 0 for no limit.
+        noise: what is added to the clipped gradient, a spec of `NOISES`; '' for nothing.
         steps: length of the run.
+        seed: of the run.
 
     Raises:
         UserError: an unknown optimizer, schedule or argument, or a warm-up longer than the run.
@@ -47,6 +51,8 @@ def create(
     rate = schedules.create(learning_rate, schedule=schedule, warmup=warmup, warmup_steps=warmup_steps, steps=steps)
     update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    if noise:  # drawn for each array, as it is when nothing is stacked
+        return optax.chain(clip, specs.build(NOISES, noise, "config.optim.noise", seed=seed), update), rate
     clipped = optax.chain(clip, update)
     return Elementwise(*clipped) if isinstance(update, Elementwise) else clipped, rate
 
@@ -64,6 +70,30 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
 
     return optax.stateless(update)
+
+
+def gaussian(seed: int, *, eta: NotNegative, gamma: NotNegative = 0.55) -> optax.GradientTransformation:
+    """Add Gaussian noise of variance ``eta / (1 + t)^gamma`` at step t, counted from 0 here.
+
+    Neelakantan et al. 2015, arXiv 1511.06807, equation 1; ``eta`` there is 0.01, 0.3 or 1. It is optax's, but for
+    the key in its state, which is kept as plain numbers so that a checkpoint can hold it.
+
+    Args:
+        seed: of the run.
+        eta: the variance at first.
+        gamma: how fast it falls; 0 for not at all.
+    """
+    inner: Any = optax.add_noise(eta, gamma, key=jax.random.fold_in(jax.random.key(seed), 1))
+    plain = lambda state: state._replace(rng_key=jax.random.key_data(state.rng_key))
+
+    def update(grads: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
+        grads, state = inner.update(grads, state._replace(rng_key=jax.random.wrap_key_data(state.rng_key)), params)
+        return grads, plain(state)
+
+    return optax.GradientTransformation(lambda params: plain(inner.init(params)), update)
+
+
+NOISES: Mapping[str, Callable[..., optax.GradientTransformation]] = {"gaussian": gaussian}
 
 
 class Elementwise(optax.GradientTransformation):

@@ -15,7 +15,8 @@ import optax
 
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
-from vit_jax_mixer.run import optim
+from vit_jax_mixer.run import optim, sharpness
+from vit_jax_mixer.run.sharpness import Gradients, Sharpness
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
 
 Batch = Mapping[str, jax.Array]
@@ -54,21 +55,33 @@ def of_run(
     run: Config, task: Task, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule
 ) -> tuple[Callable[[Tree, Tree], TrainState], Callable[..., Any]]:
     """Return `new_state` of (params, extra) and `train_step` of (across, state, batch), as the run has them."""
-    how = dict(ema_decay=run.ema_decay, skips=run.skips > 0)
+    peak = run.optim.get("learning_rate", 0.0)
+    sharp = sharpness.parse(run.sharpness, lambda count: learning_rate(count) / (peak or 1.0))
+    how = dict(ema_decay=run.ema_decay, skips=run.skips > 0, sharp=sharp)
     return (
-        partial(new_state, optimizer, ema=run.ema_decay > 0, skips=run.skips > 0),
+        partial(new_state, optimizer, ema=run.ema_decay > 0, skips=run.skips > 0, sharp=sharp),
         partial(train_step, task, optimizer, learning_rate, run.seed, run.accum_steps, **how),
     )
 
 
 def new_state(
-    optimizer: optax.GradientTransformation, params: Tree, extra: Tree, *, ema: bool = False, skips: bool = False
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    extra: Tree,
+    *,
+    ema: bool = False,
+    skips: bool = False,
+    sharp: Sharpness | None = None,
 ) -> TrainState:
-    """Return the state before the first step, with a running mean of the parameters and a count of skips if asked."""
+    """Return the state before the first step, with a running mean of the parameters and a count of skips if asked.
+
+    With ``sharp``, the optimizer's state has what that remembers beside it.
+    """
+    opt_state = optim.by_block(optimizer).init(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optim.by_block(optimizer).init(params),
+        opt_state=(opt_state, sharp.init(params)) if sharp else opt_state,
         extra=extra,
         frozen=(),
         ema=jax.tree.map(jnp.copy, params) if ema else (),
@@ -88,15 +101,27 @@ def train_step(
     *,
     ema_decay: float = 0.0,
     skips: bool = False,
+    sharp: Sharpness | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and its metrics; randomness comes from (seed, step).
 
     With ``ema_decay`` the state's running mean follows the parameters. With ``skips``, a step whose
     loss, gradient or new parameters are not finite changes nothing but the count of steps and skips.
+    With ``sharp``, that says where gradients are taken.
     """
     key = across.own_key(step_key(seed, state.step))
-    (loss, aux), grads = _mean_gradient(task, accum_steps, across, state, batch, key)
-    updates, opt_state = optim.by_block(optimizer).update(grads, state.opt_state, state.params)
+    count = state.step - (state.skipped if skips else 0)  # the optimizer's own count leaves skipped steps out
+    mean = partial(_mean_gradient, task, accum_steps, across, state, batch, key)
+    update = optim.by_block(optimizer).update
+    if sharp:
+        old, memory = state.opt_state
+        gradients = Gradients(mean, partial(_mean_squares, task, across, state, batch, key))
+        ((loss, aux), grads), memory = sharp.gradient(gradients, state.params, memory, count)
+        updates, opt_state = update(grads, old, state.params)
+        opt_state = (opt_state, memory)
+    else:
+        (loss, aux), grads = mean(state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     new = dataclasses.replace(new, extra=task.after_update(new, aux))
@@ -107,8 +132,7 @@ def train_step(
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
-        # The optimizer's own count leaves skipped steps out.
-        "learning_rate": jnp.asarray(learning_rate(state.step - (state.skipped if skips else 0))),
+        "learning_rate": jnp.asarray(learning_rate(count)),
     }
     if skips:
         finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in MUST_BE_FINITE])))
@@ -133,9 +157,9 @@ def eval_step(task: Task, across: Across, state: TrainState, batch: Batch) -> Me
 
 
 def _mean_gradient(
-    task: Task, accum_steps: int, across: Across, state: TrainState, batch: Batch, key: jax.Array
+    task: Task, accum_steps: int, across: Across, state: TrainState, batch: Batch, key: jax.Array, params: Tree
 ) -> tuple[tuple[jax.Array, Aux], Tree]:
-    """Return ``((loss, aux), grads)`` of the whole batch, computed in ``accum_steps`` equal parts."""
+    """Return ``((loss, aux), grads)`` of the whole batch at ``params``, computed in ``accum_steps`` equal parts."""
 
     def gradient(part: jax.Array | int) -> tuple[Tree, Tree]:
         """Return the means over a part, with its weight and times that where there is one, and its rows."""
@@ -144,7 +168,7 @@ def _mean_gradient(
         count = len(jax.tree.leaves(examples)[0])
         loss = lambda params: task.loss(params, state, examples, jax.random.fold_in(key, part))
         with across.of_rows(count):
-            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
         _check(aux, count)
         return _weighted((value, aux.metrics, aux.stats, grads), aux.weight), aux.rows
 
@@ -163,6 +187,22 @@ def _mean_gradient(
         rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
     value, metrics, stats, grads = _unweighted(*across.mean(means))
     return (value, Aux(metrics, stats, across.gather(rows))), grads
+
+
+def _mean_squares(task: Task, across: Across, state: TrainState, batch: Batch, key: jax.Array, params: Tree) -> Tree:
+    """Return the mean over all examples, one with nothing to learn from left out, of their squared gradients."""
+
+    def add(total: Tree, one: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
+        number, example = one
+        example = jax.tree.map(lambda x: x[None], example)
+        loss = lambda params: task.loss(params, state, example, jax.random.fold_in(key, number))
+        grads, aux = jax.grad(loss, has_aux=True)(params)
+        there = True if aux.weight is None else aux.weight > 0
+        return jax.tree.map(lambda sum, grad: sum + jnp.where(there, grad**2, 0), total, grads), None
+
+    examples = len(jax.tree.leaves(batch)[0])
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (jnp.arange(examples), batch))
+    return across.mean(jax.tree.map(lambda sum: sum / examples, total))
 
 
 def _check(aux: Aux, count: int) -> None:
