@@ -86,9 +86,10 @@ def gaussian(seed: int, *, eta: NotNegative, gamma: NotNegative = 0.55) -> optax
     inner: Any = optax.add_noise(eta, gamma, key=jax.random.fold_in(jax.random.key(seed), 1))
     plain = lambda state: state._replace(rng_key=jax.random.key_data(state.rng_key))
 
-    def update(grads: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
-        grads, state = inner.update(grads, state._replace(rng_key=jax.random.wrap_key_data(state.rng_key)), params)
-        return grads, plain(state)
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
+        state = state._replace(rng_key=jax.random.wrap_key_data(state.rng_key))
+        updates, state = inner.update(updates, state, params)
+        return updates, plain(state)
 
     return optax.GradientTransformation(lambda params: plain(inner.init(params)), update)
 
