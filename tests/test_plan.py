@@ -119,7 +119,7 @@ def test_blank_images_stand_in_for_data_that_are_not_here():
     folder = dataclasses.replace(run, data={**run.data, "source": "folder:photos"})
     assert without_data(folder, None, "") == folder
     assert without_data(folder, 7, "64x64x3").data["source"] == "blank:7,64x64x3"
-    for bad in ("blank:0", "blank:10,8x8", "blank:x", "blank:3,0x8x1"):
+    for bad in ("blank:-1", "blank:10,8x8", "blank:x", "blank:3,0x8x1"):
         with pytest.raises(UserError, match="blank:CLASSES"):
             open_source(bad, "train")
 
