@@ -22,6 +22,10 @@ _TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")  # of those
 _BLOCK = 1 << 20  # bytes read at once
 
 
+class DamageError(Exception):
+    """What is wrong with a folder, in a few words, for the sentence of whoever wanted to read it."""
+
+
 def seal(folder: Path) -> None:
     """Write ``checksums.json``: the size and CRC-32 of each file below a folder.
 
@@ -40,30 +44,32 @@ def seal(folder: Path) -> None:
     files.write_atomically(folder / FILE, json.dumps(sums, indent=1) + "\n")
 
 
-def damage(folder: Path) -> str:
-    """Return what is wrong with a sealed folder, in a few words; '' if nothing is, or it has no seal.
+def check(folder: Path) -> None:
+    """Compare a sealed folder with its checksums; one without a seal passes.
 
     Sizes are compared first; then all bytes are read once, by several threads.
+
+    Raises:
+        DamageError: what is wrong with it.
     """
     if not os.path.lexists(folder / FILE):
-        return ""
+        return
     try:
         sums = _expected(folder)
         for name, (size, _) in sums.items():
             path = folder / name
             if not path.exists():
-                return f"{name} is missing"
+                raise DamageError(f"{name} is missing")
             if not path.is_file() or (path.name != _REMARKS and path.stat().st_size != size):
-                return f"{name} is not what was written"
+                raise DamageError(f"{name} is not what was written")
         with ThreadPoolExecutor() as threads:
             for name, found in zip(sums, threads.map(lambda name: _sum(folder / name), sums), strict=True):
                 if found != sums[name]:
-                    return f"{name} is not what was written"
+                    raise DamageError(f"{name} is not what was written")
         if os.path.lexists(folder / SCORES):
             read_json(folder / SCORES)
     except (OSError, UserError) as error:
-        return f"it cannot be read: {error}"
-    return ""
+        raise DamageError(f"it cannot be read: {error}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

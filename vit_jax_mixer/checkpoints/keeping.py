@@ -76,8 +76,11 @@ def set_damaged_aside(folder: Path, best: str) -> str:
     newest_first = found[::-1]
     for order in (newest_first, sorted(scores, key=lambda path: -best_lib.value(scores[path], best)) if best else []):
         for path in order:
-            if path not in damaged | dict.fromkeys(whole, "") and (what := damage(path)):
-                damaged[path] = what
+            try:
+                if path not in damaged and path not in whole:
+                    check(path)
+            except checksums.DamageError as error:
+                damaged[path] = f"{error}"
             if path not in damaged:
                 whole.add(path)
                 break
@@ -87,17 +90,21 @@ def set_damaged_aside(folder: Path, best: str) -> str:
     return f"{said}; going on from step {max(int(path.name) for path in whole)}." if said else ""
 
 
-def damage(step: Path) -> str:
-    """Return what is wrong with a checkpoint, in a few words; '' if nothing is."""
+def check(step: Path) -> None:
+    """Read a checkpoint as a whole.
+
+    Raises:
+        checksums.DamageError: what is wrong with it.
+    """
     if not (step / "default").is_dir():
-        return "it holds no checkpoint"
-    if what := checksums.damage(step):
-        return what
-    return "" if (step / checksums.FILE).exists() else _unreadable(step / "default")
+        raise checksums.DamageError("it holds no checkpoint")
+    checksums.check(step)
+    if not (step / checksums.FILE).exists():
+        _check_unsealed(step / "default")
 
 
-def _unreadable(arrays: Path) -> str:
-    """Return why not every array of an unsealed checkpoint, as older runs wrote them, can be read."""
+def _check_unsealed(arrays: Path) -> None:
+    """Read every array of an unsealed checkpoint, as older runs wrote them."""
     try:
         base = {"driver": "file", "path": f"{arrays}/"}
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -105,8 +112,9 @@ def _unreadable(arrays: Path) -> str:
         for name in names:
             store.read(name).result()
     except (OSError, ValueError, RuntimeError) as error:
-        return (str(error).splitlines() or [""])[0][:200]
-    return "" if names else "there are no arrays in it"
+        raise checksums.DamageError((str(error).splitlines() or [""])[0][:200]) from error
+    if not names:
+        raise checksums.DamageError("there are no arrays in it")
 
 
 def _move(path: Path, what: str) -> str:

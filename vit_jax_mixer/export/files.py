@@ -94,12 +94,11 @@ def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Wr
     return Written(names, f"Opset {onnx_graph.OPSET}, with a free batch size.", difference)
 
 
-def missing_for_onnx() -> str:
-    """Return a sentence that says which package ONNX lacks here; '' if it has all."""
+def check_onnx() -> None:
+    """Raise a `UserError` that says which package ONNX lacks here, if it lacks one."""
     for name in ("onnx", "onnxruntime"):
         if not importlib.util.find_spec(name):
-            return f"ONNX needs the package {name}; install both by: pip install onnx onnxruntime."
-    return ""
+            raise UserError(f"ONNX needs the package {name}; install both by: pip install onnx onnxruntime.")
 
 
 def write_safetensors(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Written:

@@ -38,16 +38,18 @@ def export(
     target = Path(target).expanduser().absolute()
     _check_target(target, force)
     _check_names("--platforms", platforms, files.PLATFORMS)
-    missing = files.missing_for_onnx()
     said = []
-    if formats is None:
-        formats = [name for name in files.WRITERS if not (missing and name == "onnx")]
-        if missing:
-            said.append(f"onnx is left out: {missing}")
-    else:
+    if formats is not None:
         _check_names("--format", formats, tuple(files.WRITERS))
-        if missing and "onnx" in formats:
-            raise UserError(missing)
+    chosen = list(files.WRITERS if formats is None else formats)
+    if "onnx" in chosen:
+        try:
+            files.check_onnx()
+        except UserError as error:
+            if formats is not None:
+                raise
+            chosen.remove("onnx")
+            said.append(f"onnx is left out: {error}")
     trained = _prepared(open_model(reference), reference, fold)
     if trained.origin:
         said.append(f"{reference}: {trained.origin}")
@@ -55,7 +57,7 @@ def export(
     try:
         new.mkdir(parents=True)
         written = {
-            name: files.WRITERS[name](trained, new, tuple(platforms)) for name in files.WRITERS if name in formats
+            name: files.WRITERS[name](trained, new, tuple(platforms)) for name in files.WRITERS if name in chosen
         }
         trained.about.write(new)
         card.write(trained, reference, new, written)

@@ -128,8 +128,10 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
         step = steps[-1]
     if step not in steps:
         raise UserError(f"{path} has no checkpoint of step {step}, but of {', '.join(map(str, steps))}; name one.")
-    if damage := keeping.damage(folder / str(step)):
-        raise UserError(f"checkpoint {step} in {path} is damaged ({damage}); name another step.")
+    try:
+        keeping.check(folder / str(step))
+    except checksums.DamageError as error:
+        raise UserError(f"checkpoint {step} in {path} is damaged ({error}); name another step.") from error
     run = specs.call(Config, checksums.read_json(path / CONFIG, may_lack_it=True), str(path / CONFIG))
     # It may have run on more devices than there are here.
     parts = assemble(dataclasses.replace(run, parallel="jit"), jax.local_devices()[:1])
