@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import DATA
 from vit_jax_mixer.data.sources import open_source, open_splits
 from vit_jax_mixer.data.sources.table import table_of
-from vit_jax_mixer.data.tables import encoding, reading, scaling, target
+from vit_jax_mixer.data.tables import describe, encoding, reading, scaling, target
 from vit_jax_mixer.data.tables.reading import Table
 from vit_jax_mixer.errors import UserError
 
@@ -298,3 +298,15 @@ def test_the_target_has_a_usual_name_or_is_the_last():
     assert target.choose(made(a=[1], b=[1]), "") == "b"
     with pytest.raises(UserError, match=r"config.data.target: rows.csv has no column 'lable'; did you mean 'label'"):
         target.choose(made(label=[1]), "lable")
+
+
+def test_a_table_is_described_with_its_histograms(write, tmp_path):
+    rows = "".join(f"{i % 7},{i / 3:.2f},{'' if i % 10 == 0 else 'ab'[i % 2]},{i % 2}\n" for i in range(40))
+    table = reading.read(write(f"few,much,word,label\n{rows}"))
+    few, much, word, label = list(describe.lines(table))[1:]
+    assert few.split()[:4] == ["few", "number", "0.0", "%"]
+    assert "0 to 13, median" in much
+    assert word.split()[:5] == ["word", "category", "10.0", "%", "2"]
+    assert "<- the target" in label
+    describe.sheet(table, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
     print(f"looking at {printable(split)}: {len(source.examples):,} examples, {known}")
     for line in dict.fromkeys(line for one in (*opened.values(), source) for line in describe.remarks(one)):
         print(f"  note: {line}")
+    if (table := getattr(source.examples, "table", None)) is not None:
+        return _show_table(table)
     for line in describe.sizes(source, _SAMPLES.value):
         print(line)
     if _SHEET.value:
@@ -84,6 +86,16 @@ def main(argv: list[str]) -> None:
             print(line)
     if _CHECK.value:
         _check(source)
+
+
+def _show_table(table) -> None:
+    from vit_jax_mixer.data.tables import describe
+
+    for line in describe.lines(table):
+        print(line)
+    if _SHEET.value:
+        describe.sheet(table, Path(_SHEET.value))
+        print(f"histograms: {_SHEET.value}")
 
 
 def _check(source) -> None:
