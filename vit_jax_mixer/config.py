@@ -15,7 +15,15 @@ from vit_jax_mixer.specs import Count, Share, Within
 Section = Mapping[str, Any]
 _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers")
 # Fields that earlier runs do not have, and what those did.
-_EARLIER = {"init": "", "sharpness": "", "optim.warmup": "from_zero", "optim.noise": ""}
+_EARLIER = {
+    "init": "",
+    "sharpness": "",
+    "optim.warmup": "from_zero",
+    "optim.noise": "",
+    "early_stopping.metric": "",
+    "early_stopping.patience": 10,
+    "early_stopping.min_delta": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Config:
     writers: str = ""
     init: str = ""
     sharpness: str = ""
+    early_stopping: Section = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _ = self.skips  # what is wrong with it is said at once
@@ -66,12 +75,14 @@ class Config:
 
 
 def _resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the fields, where ``checkpoint.best`` names its split, as that of ``data.eval`` if it names none."""
+    """Return the fields, where a metric names its split, as that of ``data.eval`` if it names none."""
     fields = config.to_dict()
-    split, best = fields.get("data", {}).get("eval"), fields.get("checkpoint", {}).get("best")
-    if isinstance(split, str) and isinstance(best, str) and best and "/" not in best:
-        direction, _, metric = best.rpartition(" ")  # as in 'min skill'
-        fields["checkpoint"]["best"] = f"{direction} {split}/{metric}".strip() if split else ""
+    split = fields.get("data", {}).get("eval")
+    for section, field in (("checkpoint", "best"), ("early_stopping", "metric")):
+        name = fields.get(section, {}).get(field)
+        if isinstance(split, str) and isinstance(name, str) and name and "/" not in name:
+            direction, _, metric = name.rpartition(" ")  # as in 'min skill'
+            fields[section][field] = f"{direction} {split}/{metric}".strip() if split else ""
     return fields
 
 

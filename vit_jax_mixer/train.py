@@ -12,6 +12,7 @@ import ml_collections
 
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import plugins, specs
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.data import record
 from vit_jax_mixer.data.pipeline import indices_of
 from vit_jax_mixer.data.skipped import Skipped
@@ -20,6 +21,7 @@ from vit_jax_mixer.run import hardware, parallel, processes, step
 from vit_jax_mixer.run import workdir as workdirs
 from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
+from vit_jax_mixer.run.early_stopping import EarlyStopping
 from vit_jax_mixer.run.evaluation import Evaluator, ahead
 from vit_jax_mixer.run.preemption import Interruption, Stopped
 from vit_jax_mixer.run.reports import Reports
@@ -71,7 +73,9 @@ def train_and_evaluate(
         workdirs.opened(workdir) as folder,
         closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=folder.path)) as checkpoints,
     ):
-        _check_best(checkpoints.best, task)
+        stopping = specs.call(EarlyStopping, run.early_stopping, "config.early_stopping")
+        _check_metric(checkpoints.best, "config.checkpoint.best", task)
+        _check_metric(best.metric(stopping.metric), "config.early_stopping.metric", task)
 
         # --- The state: fresh, pretrained or resumed ---
         start = checkpoints.latest() or 0
@@ -101,13 +105,15 @@ def train_and_evaluate(
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
                     return state
+            stopping.check(reports.evaluations, start, run.eval_every)
+            ends = stopping.reason(reports.evaluations, run.eval_every)
             batches = parts.loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
             ready = ahead(batches, devices.put_batch)
             done = start
             try:
-                for number in range(start + 1, run.steps + 1):
+                for number in range(start + 1, (start if ends else run.steps) + 1):
                     trace.before(number)
                     with reports.waiting():
                         batch = next(ready)
@@ -124,7 +130,8 @@ def train_and_evaluate(
                                 reports.evaluation(number, scores)
                         except Stopped:
                             stopped = interruption.agreed(number)
-                    last = bool(stopped) or number == run.steps
+                    ends = stopping.reason(reports.evaluations, run.eval_every) if scores else ""
+                    last = bool(stopped or ends) or number == run.steps
                     if scores or last or number % checkpoints.every == 0 or checkpoints.failed():
                         reports.catch_up()  # so that a state that is not finite is never saved
                         how = dict(whole=evaluate.is_whole(number), last=last)
@@ -132,12 +139,14 @@ def train_and_evaluate(
                         folder.check_there()
                     if stopped:
                         reports.line(_stopped_line(stopped, number, run.steps, folder.path))
+                    if stopped or ends:
                         break
             except Exception as error:
                 _save_before(error, checkpoints, done, lambda: devices.saved_form(state), reports)
                 raise
             reports.line(skipped.summary())
-            if done >= run.steps:
+            reports.line(ends)
+            if ends or done >= run.steps:
                 use = f"use the model: {about.command(folder.path)}" if about else ""
                 reports.line(f"done: {'; '.join(filter(None, [checkpoints.conclusion(), use])) or folder.path}")
     return state
@@ -198,11 +207,11 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
     )
 
 
-def _check_best(best: str, task: Task) -> None:
+def _check_metric(metric: str, field: str, task: Task) -> None:
     """Raise a `UserError`, before anything is trained, if no evaluation can give that metric."""
-    if best and best.rpartition("/")[0] not in task.eval_data:
+    if metric and metric.rpartition("/")[0] not in task.eval_data:
         known = [f"{name}/..." for name in task.eval_data]
-        raise UserError(f"config.checkpoint.best: {best!r} is no metric of this run{suggest(best, known)}")
+        raise UserError(f"{field}: {metric!r} is no metric of this run{suggest(metric, known)}")
 
 
 def _remarks(task: Task) -> list[str]:

@@ -89,4 +89,10 @@ def get_config() -> Any:
     config.checkpoint.keep = 2  # the newest that stay; the one before helps if a disk damages the newest
     config.checkpoint.best = "accuracy"  # of the evaluation: the best by this stays too; '' for none
 
+    # --- An end before config.steps, to which the schedule of the learning rate stays ---
+    config.early_stopping = ConfigDict()
+    config.early_stopping.metric = ""  # of the evaluation, as config.checkpoint.best; '' for no such end
+    config.early_stopping.patience = 10  # evaluations, one after another, without improvement: the last ends the run
+    config.early_stopping.min_delta = 0.0  # by how much an improvement must be better
+
     return config.lock()

@@ -60,6 +60,7 @@ class Reports:
         self._every = log_every
         self.line = self._console.line
         self.has_evaluation = self._log.has_evaluation
+        self.evaluations = self._log.evaluations  # all of the run, by step
 
     def training(self, step: int, metrics: Any) -> None:
         """Take a step's metrics, still on the devices; report those of a few steps before."""
@@ -72,6 +73,7 @@ class Reports:
     def evaluation(self, step: int, scores: Scalars) -> None:
         """Report an evaluation; the speed of training does not count its time."""
         self._write(step, scores)
+        self.evaluations[step] = scores
         self._console.evaluation(step, scores)
         self._speed.restart(step)
 

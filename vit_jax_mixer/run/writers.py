@@ -78,10 +78,13 @@ class Log:
         self._files = []
         path = workdir / METRICS
         self._last: Scalars = {}
+        self.evaluations: dict[int, Scalars] = {}  # by step, of those that the file has
         kept = []  # as text, which takes less memory
         for line in _lines(path):
             if line["step"] <= start:
                 self._last = line
+                if _is_evaluation(line):
+                    self.evaluations[int(line["step"])] = line
                 kept.append(json.dumps(line) + "\n")
         if _writes():
             with writing(path):
@@ -107,11 +110,15 @@ class Log:
 
     def has_evaluation(self, step: int) -> bool:
         """Say whether the last line that was found is an evaluation of ``step``."""
-        return self._last.get("step") == step and not any(name.startswith("train/") for name in self._last)
+        return self._last.get("step") == step and _is_evaluation(self._last)
 
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+def _is_evaluation(line: Scalars) -> bool:
+    return not any(name.startswith("train/") for name in line)
 
 
 def _writes() -> bool:
