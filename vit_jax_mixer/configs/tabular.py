@@ -105,7 +105,9 @@ def _original(config: Any) -> Any:
     config.batch_size = 32
     config.steps = 100 * epoch
     config.optim.optimizer = "adam(b2=0.99)"
-    config.optim.learning_rate = 1e-3  # of the document's 0.1 nothing is learnt
+    config.optim.learning_rate = 1e-3  # the document has 0.1
+    config.optim.schedule = f"cosine(decay_steps={15 * epoch}, floor=1e-6)"  # "sharp": 15 of 100 epochs
+    config.init = "kaiming_uniform"
     config.optim.warmup_steps = 2 * epoch
     config.optim.clip_norm = 1.0
     config.eval_every = config.checkpoint.every = epoch
