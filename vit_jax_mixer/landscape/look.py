@@ -123,8 +123,8 @@ def look(
             raise UserError("the loss has no finite curvature here; name another --step.")
     half = np.linspace(0, reach, points // 2 + 1)
     coordinates = np.concatenate([-half[:0:-1], half])
-    pair = [directions.random(state.params, seed=seed * 2 + i) for i in (0, 1)]
-    grid = objective.grid(*pair, coordinates, lambda done, of: tell("slice", done, of))
+    one, other = (directions.random(state.params, seed=seed * 2 + i) for i in (0, 1))
+    grid = objective.grid(one, other, coordinates, lambda done, of: tell("slice", done, of))
     middle = len(coordinates) // 2
     frequencies = fourier.by_depth(trained, _inputs(opened, trained, loader, batch_size, count)) if trained else []
     return Found(float(grid[middle, middle]), count * batch_size, objective.size, ritz, coordinates, grid, frequencies)
