@@ -152,11 +152,11 @@ def test_the_page_escapes_names_and_holds_the_pictures():
 @pytest.mark.slow
 def test_a_run_is_looked_at(tmp_path):
     train_and_evaluate(small(model__scan=True), tmp_path / "run")
-    how = ["--examples=64", "--products=5", "--starts=1", "--points=3", "--step=6"]
+    how = ["--examples=64", "--products=5", "--starts=1", "--points=3", "--step=10"]
     result = command("landscape", tmp_path / "run", *how)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "run/landscape/landscape.json").read_text())
-    assert told["step"] == 6
+    assert told["step"] == 10
     assert told["slice"]["loss"][1][1] == told["loss"] > 0
     assert len(told["relative_log_amplitude"]) > 0
     assert_one_sentence(command("landscape", tmp_path), "is no workdir")
