@@ -13,6 +13,8 @@ from vit_jax_mixer import models
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import convolutions, layers, stacked
 from vit_jax_mixer.models.convolutions import Inception
+from vit_jax_mixer.pretrained import resize
+from vit_jax_mixer.pretrained.shapes import infer
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(3, 10)).astype(np.float32)
@@ -262,3 +264,24 @@ def test_each_part_of_a_loop_draws_its_own_numbers():
 def test_what_does_not_go_together_is_one_sentence(fields, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(models.create("MlpMixer", 3, **MIXER, **fields).init, jax.random.key(0), IMAGES)
+
+
+def test_a_model_with_convolutions_is_brought_to_another_image_size():
+    fields = dict(conv_blocks=(1,), stem="inception(2, 2, 2, 2, 2, 2)")
+    shapes = lambda side, width: jax.eval_shape(
+        models.create("MlpMixer", 3, **{**MIXER, "tokens_mlp_dim": width}, **fields).init,
+        jax.random.key(0),
+        jnp.zeros((1, side, side, 3)),
+    )["params"]
+    old = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes(16, 8))
+    new = resize.resize(old, shapes(32, 32), "block_diagonal", size=(32, 32), source_size=(16, 16), where="x")
+    assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, shapes(32, 32))
+    with pytest.raises(UserError, match="x has ConvBlock_0, a part of which its weights alone do not tell enough"):
+        infer(old, "mixer", "x")
+
+
+def test_a_lambda_layer_is_for_one_image_size():
+    model = models.create("MlpMixer", 3, **MIXER, token_mixer="lambda_layer")
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    with pytest.raises(UserError, match="and a lambda layer, are for one size"):
+        resize.resize(params, params, "interpolate", size=(16, 16), where="x")

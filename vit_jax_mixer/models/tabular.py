@@ -197,6 +197,7 @@ class TabularMixer(nn.Module):
         before = before_blocks(self.conv_blocks, self.conv_block, grid, rates, self.dtype)
         x = apply_blocks(self, block, rates, x, train=train, before=before)
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
+        expose(self, "tokens", x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)
         if self.num_classes:

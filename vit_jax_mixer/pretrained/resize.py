@@ -50,6 +50,7 @@ AXES: Mapping[str, Axes] = {
     "GMlpBlock/spatial_gating/token_mixing/bias": ("out",),
     "stem/kernel": ("height", "width", "", ""),
 }
+ANY_SIZE = re.compile(r"ConvBlock_\d+|inception")  # parts of a model that see neighbours alone
 
 
 def block_diagonal(old: Size, new: Size) -> Operation:
@@ -162,10 +163,10 @@ def resize(loaded: Tree, like: Tree, how: str, *, size: Size, source_size: Size 
     parts = parse(how)
     if not parts:
         return loaded
-    if not names.conventions_of(loaded):
+    if not names.conventions_of({name: tree for name, tree in loaded.items() if not ANY_SIZE.fullmatch(name)}):
         raise UserError(
             f"config.init_resize is for a Mixer, ResMLP or gMLP, and {where} holds another model (the norms and the "
-            "head of a MnistMixer are for one number of tokens); choose the image and patch size it has."
+            "head of a MnistMixer, and a lambda layer, are for one size); choose the image and patch size it has."
         )
     flat: dict[str, Any] = traverse_util.flatten_dict(loaded, sep="/")
     target: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")

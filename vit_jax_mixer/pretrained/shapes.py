@@ -32,6 +32,13 @@ def infer(tree: Tree, convention: str, where: str) -> Found:
     Raises:
         UserError: they are of no known family, or of an image that is not square.
     """
+    blocks = {re.sub(r"_\d+$", "", name) for name in tree} & _OF_BLOCK.keys()
+    more = [name for name in tree if not re.fullmatch(rf"stem|head|pre_head_\w+|({'|'.join(blocks)})_\d+", name)]
+    if blocks and more:
+        raise UserError(
+            f"{where} has {sorted(more)[0]}, a part of which its weights alone do not tell enough; give the workdir, "
+            "or an export of it."
+        )
     try:
         block = next(name for name in tree if re.fullmatch(r"\w+Block_0", name)).removesuffix("_0")
         fields, tokens, module = _OF_BLOCK[block](tree)

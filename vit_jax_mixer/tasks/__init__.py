@@ -1,4 +1,4 @@
-"""What can be learnt: each file here but `base` and `images` is a task of that name; your own is a module of yours."""
+"""What can be learnt: each file here but those of `_PARTS` is a task of that name; your own is a module of yours."""
 
 import importlib
 import pkgutil
@@ -10,11 +10,12 @@ from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState
 
 __all__ = ["Aux", "Task", "TrainState", "create", "creator", "list_tasks"]
+_PARTS = ("base", "images", "masking")  # of tasks
 
 
 def list_tasks() -> list[str]:
     """Return the names that `create` knows."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "images")]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _PARTS]
 
 
 def create(run: Config) -> Task:
