@@ -20,6 +20,8 @@ _EARLIER = {
     "sharpness": "",
     "optim.warmup": "from_zero",
     "optim.noise": "",
+    "optim.rates": "",
+    "optim.layer_decay": 1.0,
     "early_stopping.metric": "",
     "early_stopping.patience": 10,
     "early_stopping.min_delta": 0.0,

@@ -4,12 +4,13 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import assert_same
+from tests.helpers import DATA, assert_close, assert_same
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import optim
 
 FIELDS = dict(optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10)
+LAMB_NAMES = ("fc.weight", "fc.bias", "gamma", "head.weight")
 PARAMS = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "LayerNorm_0": {"scale": jnp.ones(2)}}
 
 
@@ -58,6 +59,39 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
     found = updates(grads, optimizer="adam(b1=0.8)")
     np.testing.assert_allclose(found["Dense_0"]["kernel"], -0.5, rtol=1e-5)
     np.testing.assert_allclose(found["Dense_0"]["bias"], 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "arguments", "clip_norm"),
+    [
+        ("default", "", 1.0),
+        ("always_adapt", "always_adapt=True", 1.0),
+        ("no_clip", "", 0.0),
+        ("trust_clip", "trust_clip=True", 1.0),
+    ],
+)
+def test_lamb_makes_the_updates_of_timm(variant, arguments, clip_norm):
+    reference = np.load(DATA / "lamb_reference.npz")
+    of = lambda prefix: {name: jnp.asarray(reference[f"{prefix}/{name}"]) for name in LAMB_NAMES}
+    # The reference has no schedule: a rate for each step.
+    rate = lambda step: jnp.asarray(reference["learning_rates"], jnp.float32)[step]
+    spec = f"lamb(weight_decay=0.2, no_decay='bias|gamma', {arguments})"
+    update = specs.build(optim.OPTIMIZERS, spec, "optimizer", learning_rate=rate)
+    optimizer = optax.chain(optim.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), update)
+    params = of("param")
+    state = optimizer.init(params)
+    for step in range(4):
+        updates, state = optimizer.update(of(f"grad/{step}"), state, params)
+        params = optax.apply_updates(params, updates)
+        assert_close(params, of(f"{variant}/{step}"))
+
+
+def test_lamb_without_decay_is_adam_unless_it_always_adapts():
+    grads = jax.tree.map(lambda x: 3 * x, PARAMS)
+    adam = updates(grads, optimizer="adam(eps=1e-6)")
+    assert_close(updates(grads, optimizer="lamb(weight_decay=0.0)"), adam)
+    adapted = updates(grads, optimizer="lamb(weight_decay=0.0, always_adapt=True)")
+    np.testing.assert_allclose(adapted["Dense_0"]["kernel"], -0.5, rtol=1e-5)  # as long as the array
 
 
 @pytest.mark.parametrize(

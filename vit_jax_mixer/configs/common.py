@@ -79,6 +79,11 @@ def get_config() -> Any:
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
     config.optim.noise = ""  # added to the clipped gradient: 'gaussian(eta=0.01, gamma=0.55)'; '' for none
 
+    # What the rate of parameters is multiplied with, by regular expressions of their names, the first that is found;
+    # 0 freezes: '{"^head": 10, "^stem": 0}' (docs/optimizers.md); '' for 1 throughout.
+    config.optim.rates = ""
+    config.optim.layer_decay = 1.0  # the same by depth: 0.75 for the last block, 0.75^2 for the one before, ...
+
     # --- Logging, evaluation, checkpoints; all three also at the end ---
     config.log_every = 50  # steps
     config.writers = ""  # your own of metrics, beside metrics.jsonl and TensorBoard's: 'my_module:Writer', joined by |

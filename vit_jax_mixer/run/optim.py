@@ -12,7 +12,7 @@ import optax
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import FLOATS, stacked
-from vit_jax_mixer.run import schedules
+from vit_jax_mixer.run import parameter_rates, schedules
 from vit_jax_mixer.run.schedules import NotNegative
 from vit_jax_mixer.specs import Share, Within
 
@@ -29,6 +29,8 @@ def create(
     warmup_steps: Annotated[int, Within(0)],
     clip_norm: NotNegative,
     noise: str = "",
+    rates: str = "",
+    layer_decay: Annotated[float, Within(0.1, 1)] = 1.0,
     steps: int,
     seed: int = 0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -42,6 +44,8 @@ def create(
         warmup_steps: steps in which it does.
         clip_norm: largest global norm of the gradient; 0 for no limit.
         noise: what is added to the clipped gradient, a spec of `NOISES`; '' for nothing.
+        rates: what the rate of parameters is multiplied with, by their names: see `parameter_rates.parse`.
+        layer_decay: that from block to block, from the last to the first.
         steps: length of the run.
         seed: of the run.
 
@@ -51,10 +55,10 @@ def create(
     rate = schedules.create(learning_rate, schedule=schedule, warmup=warmup, warmup_steps=warmup_steps, steps=steps)
     update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
     clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    if noise:  # drawn for each array, as it is when nothing is stacked
-        return optax.chain(clip, specs.build(NOISES, noise, "config.optim.noise", seed=seed), update), rate
-    clipped = optax.chain(clip, update)
-    return Elementwise(*clipped) if isinstance(update, Elementwise) else clipped, rate
+    noises = [specs.build(NOISES, noise, "config.optim.noise", seed=seed)] if noise else []
+    chain = parameter_rates.by_parameter(optax.chain(clip, *noises, update), rates, layer_decay)
+    # Noise is drawn for each array, as it is when nothing is stacked.
+    return Elementwise(*chain) if isinstance(update, Elementwise) and not noise else chain, rate
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
@@ -187,9 +191,41 @@ def lamb(
     b1: Share = 0.9,
     b2: Share = 0.999,
     eps: Epsilon = 1e-6,
+    always_adapt: bool = False,
+    trust_clip: bool = False,
 ) -> optax.GradientTransformation:
-    """LAMB (You et al. 2020, arXiv 1904.00962): Adam whose step of each array is as long as the array's norm."""
-    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask(no_decay))
+    """LAMB (You et al. 2020, arXiv 1904.00962): Adam whose step of each array is as long as the array's norm.
+
+    As apex (FusedLAMB) and timm have it: what is not decayed takes Adam's own step. The paper
+    and `optax.lamb` adapt all arrays. Fields that are not listed are those of `adamw`.
+
+    Args:
+        learning_rate: by step.
+        weight_decay: times a parameter, added to Adam's step before its length is taken. Without it there is
+            nothing to adapt.
+        no_decay: regular expression of parameters that are neither decayed nor adapted.
+        b1: decay of the mean of gradients.
+        b2: decay of the mean of their squares.
+        eps: added to the root of that mean.
+        always_adapt: adapt all arrays.
+        trust_clip: shorten steps alone, as LAMBC does.
+    """
+    decays = decay_mask(no_decay)
+
+    def leaf(decays: bool, update: jax.Array, param: jax.Array) -> jax.Array:
+        if not always_adapt and not (decays and weight_decay):
+            return update
+        own, long = jnp.linalg.norm(param), jnp.linalg.norm(update)
+        ratio = jnp.where((own > 0) & (long > 0), own / jnp.where(long > 0, long, 1), 1)
+        return update * (jnp.minimum(ratio, 1) if trust_clip else ratio)
+
+    adapt = optax.stateless(lambda updates, params: jax.tree.map(leaf, decays(params), updates, params))
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, decays),
+        adapt,
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def lars(
