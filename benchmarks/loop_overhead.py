@@ -1,8 +1,8 @@
 """What the train loop costs beside the bare step, and whether data keeps up.
 
-python -m benchmarks.loop_overhead --config=configs/digits.py [--steps=300]
+python -m benchmarks.loop_overhead --config=configs/digits.py [--steps=300] [--parts=step,data,loop]
 
-Prints images per second of: the compiled step on one batch that stays on the devices; the data
+Prints examples per second of: the compiled step on one batch that stays on the devices; the data
 pipeline alone; the train loop, which needs both. The loop can be no faster than the slower of the
 two; on a CPU they also share its cores.
 """
@@ -25,6 +25,7 @@ from vit_jax_mixer.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What is trained.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps that are timed, in each of the three.")
+_PARTS = flags.DEFINE_list("parts", "step,data,loop", "Which of the three are measured.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,21 +37,20 @@ def main(argv: list[str]) -> None:
     config.eval_every = config.checkpoint.every = 2 * steps
     config.optim.warmup_steps = min(config.optim.warmup_steps, steps)
     run = Config.of(config)
-    rates = {
-        "step alone": step_alone(run, steps),
-        "data alone": data_alone(run, steps),
-        "train loop": train_loop(config),
-    }
-    print(f"{'':<12}{'images/s':>12}{'ms/step':>10}   {jax.device_count()} x {jax.devices()[0].device_kind}")
+    parts = {"step": lambda: step_alone(run, steps), "data": lambda: data_alone(run, steps)}
+    rates = {f"{name} alone": measure() for name, measure in parts.items() if name in _PARTS.value}
+    if "loop" in _PARTS.value:
+        rates["train loop"] = train_loop(config)
+    print(f"{'':<12}{'examples/s':>12}{'ms/step':>10}   {jax.device_count()} x {jax.devices()[0].device_kind}")
     for name, rate in rates.items():
         print(f"{name:<12}{rate:>12,.0f}{1000 * run.batch_size / rate:>10.2f}")
-    print(
-        f"the loop reaches {rates['train loop'] / min(rates['step alone'], rates['data alone']):.2f} of the slower part"
-    )
+    if len(rates) == 3:
+        slower = min(rates["step alone"], rates["data alone"])
+        print(f"the loop reaches {rates['train loop'] / slower:.2f} of the slower part")
 
 
 def step_alone(run: Config, steps: int) -> float:
-    """Return images per second of the step on one batch, over and over."""
+    """Return examples per second of the step on one batch, over and over."""
     _, compiled, state, batch = prepared(run)
     state, metrics = compiled(state, batch)
     jax.block_until_ready(metrics)
@@ -62,7 +62,7 @@ def step_alone(run: Config, steps: int) -> float:
 
 
 def data_alone(run: Config, steps: int) -> float:
-    """Return images per second of the pipeline, with nobody who waits for it but this loop."""
+    """Return examples per second of the pipeline, with nobody who waits for it but this loop."""
     parts = assemble(run)
     batches = parts.loader.train_batches(parts.task.train_data, seed=run.seed, batch_size=run.batch_size, start=0)
     warm = run.loader["prefetch"] + 1  # what was made ahead must not count
@@ -75,11 +75,13 @@ def data_alone(run: Config, steps: int) -> float:
 
 
 def train_loop(config) -> float:
-    """Return images per second that a real run logs for its second half."""
+    """Return examples per second that a real run logs for its second half."""
     with tempfile.TemporaryDirectory() as workdir:
         train_and_evaluate(config, workdir)
         lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-    return [line["perf/images_per_second"] for line in lines if "perf/images_per_second" in line][-1]
+    # Of images, rows, ...: whatever the task's examples are.
+    rate = lambda line: next((v for k, v in line.items() if k.startswith("perf/") and k.endswith("s_per_second")), None)
+    return [found for line in lines if (found := rate(line)) is not None][-1]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import pytest
 
 from tests.helpers import ROOT, environment
 from vit_jax_mixer import specs
-from vit_jax_mixer.data.order import shuffled
+from vit_jax_mixer.data import permutation
+from vit_jax_mixer.data.order import Order, shuffled
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, indices_of, train_order
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -81,6 +82,49 @@ def test_few_are_shuffled_without_a_walk_through_65536_numbers(count):
         nodes.extend(node.parents)
 
 
+# 65,537 fits into 16 bits for Grain, which rounds the logarithm of the largest number.
+@pytest.mark.parametrize("count", [2, 3, 999, 1437, 60_000, 65_536, 65_537, 65_538, 300_000])
+def test_the_permutation_of_an_epoch_is_grains(count):
+    places = np.unique(np.linspace(0, count - 1, 40).astype(int)).tolist()
+    for seed in (0, 2**32 - 1):
+        found = permutation.of(seed, count)
+        expected = [grain.experimental.index_shuffle(i, max_index=count - 1, seed=seed, rounds=4) for i in places]
+        assert found[places].tolist() == expected
+    assert count == 65_537 or np.array_equal(np.sort(found), np.arange(count))
+
+
+@pytest.mark.parametrize(("count", "views"), [(1, 1), (7, 1), (999, 3), (1000, 1), (1437, 2), (70_000, 1)])
+def test_many_positions_at_once_are_in_the_same_order(count, views):
+    for step in (0, 1, count // 8, 10**6):
+        positions = step * 16 + np.arange(16)
+        expected = indices_of(dataset(count, views=views), seed=5, batch_size=16, step=step)
+        assert Order(count, 5, views)(positions).tolist() == expected
+
+
+@pytest.mark.parametrize(("count", "views"), [(10, 1), (1437, 2)])
+@pytest.mark.parametrize("processes", [1, 4])
+def test_examples_in_memory_make_the_same_batches_as_read_one_by_one(count, views, processes):
+    rows = {"id": np.arange(count, dtype=np.int32), "row": np.random.default_rng(0).random((count, 3))}
+    source = Source([{name: of[i] for name, of in rows.items()} for i in range(count)], (), str)
+    one_by_one = Dataset(source, lambda example, rng: example, views)
+    at_once = dataclasses.replace(one_by_one, arrays=rows)
+    for process in range(processes):
+        reader = loader(threads=0, share=Share(process, processes))
+        reads = [
+            lambda data, r=reader: itertools.islice(r.train_batches(data, seed=3, batch_size=16, start=0), 2),
+            lambda data, r=reader: itertools.islice(r.train_batches(data, seed=3, batch_size=16, start=10**6), 2),
+            lambda data, r=reader: r.eval_batches(data, batch_size=512),
+        ]
+        for read in reads:
+            ours, theirs = list(read(at_once)), list(read(one_by_one))
+            assert len(ours) == len(theirs)
+            for batch, expected in zip(ours, theirs, strict=True):
+                assert batch.keys() == expected.keys()
+                for name, value in batch.items():
+                    assert value.dtype == expected[name].dtype
+                    np.testing.assert_array_equal(value, expected[name])
+
+
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("count", [1, 5])
 def test_padding_of_an_evaluation_reads_no_example_again(count, skip_bad):
@@ -105,6 +149,8 @@ def test_a_split_without_examples_is_one_sentence():
         next(loader().train_batches(dataset(0), seed=0, batch_size=2, start=0))
     with pytest.raises(UserError, match="the evaluation split has no example"):
         next(loader().eval_batches(dataset(0), batch_size=2))
+    with pytest.raises(UserError, match="the training split has no example"):
+        next(loader().train_batches(dataset(0, arrays={}), seed=0, batch_size=2, start=0))
 
 
 def test_the_order_is_the_seeds():

@@ -1,4 +1,8 @@
-"""The order of examples: a permutation of them each epoch, in blocks that processes share."""
+"""The order of examples: a permutation of them each epoch, in blocks that processes share.
+
+There are two ways to the same order: one position at a time, with Grain (`shuffled`, `Views`, `Blocks`), and many
+at once, for examples that are in memory (`Order`).
+"""
 
 import dataclasses
 import functools
@@ -7,6 +11,8 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+
+from vit_jax_mixer.data import permutation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +26,23 @@ class Share:
     def of_this_process(cls) -> "Share":
         return cls(jax.process_index(), jax.process_count())
 
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Return which rows of a batch of that size are this process's, i64[B / count]."""
+        count = batch_size // self.count
+        return self.index * count + np.arange(count)
+
 
 _FEW = 1000  # below so many examples, Grain's shuffle takes up to 300 times as long to name the next one
 
 
 def shuffled(count: int, seed: int) -> grain.MapDataset[int]:
     """Return 0 .. count - 1 in another order each epoch, without end."""
-    order = grain.MapDataset.source(range(count)).seed(seed)
+    order = _in_order(count, seed)
     return (_ShuffledFew(order) if count < _FEW else order.shuffle()).repeat()
+
+
+def _in_order(count: int, seed: int) -> grain.MapDataset[int]:
+    return grain.MapDataset.source(range(count)).seed(seed)
 
 
 class _ShuffledFew(grain.MapDataset[int]):
@@ -38,7 +53,7 @@ class _ShuffledFew(grain.MapDataset[int]):
 
     def __init__(self, parent: grain.MapDataset[int]) -> None:
         super().__init__(parent)
-        self._seed = int(self._default_seed or 0)
+        self.drawn_from = int(self._default_seed or 0)
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -47,7 +62,7 @@ class _ShuffledFew(grain.MapDataset[int]):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, place = divmod(index, len(self))
-        return self._parent[epoch * len(self) + int(_permutation(self._seed, epoch, len(self))[place])]
+        return self._parent[epoch * len(self) + int(_permutation(self.drawn_from, epoch, len(self))[place])]
 
 
 @functools.lru_cache(maxsize=256)  # threads are in a few epochs at once
@@ -90,3 +105,24 @@ class Views(grain.MapDataset[int]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.slice(index) if isinstance(index, slice) else self._parent[index // self._count]
+
+
+class Order:
+    """Which examples come at positions of the training order, many at once: `shuffled`, each ``views`` times."""
+
+    def __init__(self, count: int, seed: int, views: int) -> None:
+        self._count = count
+        self._views = views
+        self._seed = _ShuffledFew(_in_order(count, seed)).drawn_from  # that of Grain's shuffle in its place, too
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Return i64[B], the indices of the examples at positions i64[B]."""
+        epochs, places = np.divmod(positions // self._views, self._count)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            if self._count < _FEW:
+                found[here] = _permutation(self._seed, epoch, self._count)[places[here]]
+            else:
+                found[here] = permutation.of((self._seed + epoch) % 2**32, self._count)[places[here]]
+        return found

@@ -4,9 +4,12 @@ The training order is one infinite, seeded sequence: a fresh permutation of the 
 epoch. The batch of step ``s`` is its slice ``[s * B, (s + 1) * B)``, and an example's
 augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads the
 ``p``-th of ``P`` equal blocks of that same slice. So there is no iterator state: resuming is seeking.
+
+Examples that are arrays in memory (`Dataset.arrays`) are not made one by one: a batch is a gather of its rows.
 """
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -23,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from vit_jax_mixer.data import main_guard
-from vit_jax_mixer.data.order import Blocks, Share, Views, shuffled
+from vit_jax_mixer.data.order import Blocks, Order, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.specs import Within
@@ -45,12 +48,15 @@ class Dataset:
         views: how often an example follows itself in the order of training, each time with other
             draws (repeated augmentation: Hoffer et al. 2019, arXiv 1901.09335).
         skip_bad: put another example, drawn from ``rng``, in the place of a bad one.
+        arrays: all transformed examples, where they are in memory and the transform draws nothing: of each
+            field the rows [N, ...].
     """
 
     source: Source
     transform: Callable[[Example, np.random.Generator], Example]
     views: int = 1
     skip_bad: bool = False
+    arrays: Mapping[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.source.examples)
@@ -142,10 +148,14 @@ def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> li
 
 
 def _order(dataset: Dataset, seed: int) -> grain.MapDataset[int]:
-    if not len(dataset):
-        raise UserError("the training split has no example; name another.")
+    _check_some(dataset, "training")
     order = shuffled(len(dataset), seed)
     return Views(order, dataset.views) if dataset.views > 1 else order
+
+
+def _check_some(dataset: Dataset, split: str) -> None:
+    if not len(dataset):
+        raise UserError(f"the {split} split has no example; name another.")
 
 
 def _batches(
@@ -181,6 +191,8 @@ class Loader:
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
     ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
+        if dataset.arrays is not None:
+            return _gathered(dataset, dataset.arrays, seed, batch_size, self.share, start)
         workers, threads = self.crew()
         if workers:
             main_guard.check()
@@ -194,9 +206,10 @@ class Loader:
 
         The last batch is padded; so is a bad example's place, where such are skipped.
         """
+        _check_some(dataset, "evaluation")
+        if dataset.arrays is not None:
+            return _gathered_once(dataset, dataset.arrays, batch_size, self.share)
         count = -(-len(dataset) // batch_size) * batch_size
-        if not count:
-            raise UserError("the evaluation split has no example; name another.")
         rows = batch_size // self.share.count
 
         def get(position: int, rng: np.random.Generator) -> Example:
@@ -245,6 +258,27 @@ class Loader:
             ) from error
         finally:
             iterator.close()
+
+
+def _gathered(
+    dataset: Dataset, arrays: Mapping[str, np.ndarray], seed: int, batch_size: int, share: Share, start: int
+) -> Generator[Batch, None, None]:
+    """Iterate over the batches of `train_order`, each made when it is asked for: that takes microseconds."""
+    _check_some(dataset, "training")
+    order = Order(len(dataset), seed, dataset.views)
+    for step in itertools.count(start):
+        indices = order(step * batch_size + share.rows(batch_size))
+        yield {name: rows[indices] for name, rows in arrays.items()}
+
+
+def _gathered_once(
+    dataset: Dataset, arrays: Mapping[str, np.ndarray], batch_size: int, share: Share
+) -> Generator[Batch, None, None]:
+    """Iterate over the batches of an evaluation, padded with the last example."""
+    for first in range(0, len(dataset), batch_size):
+        positions = first + share.rows(batch_size)
+        indices = np.minimum(positions, len(dataset) - 1)
+        yield {name: rows[indices] for name, rows in arrays.items()} | {IS_EXAMPLE: positions < len(dataset)}
 
 
 def cores() -> int:

@@ -95,13 +95,18 @@ class TableData:
         self.encoding, said = encoding.fit(seen, (name, *dropped), scaling)
         found = labelled(table, self.encoding, self.target)
         told = f"{source}: the target is {name}" + (f", {self.target.kind}" if self.target.kind != "two" else "")
-        self.train = Dataset(dataclasses.replace(found, notes=(told, *said, *found.notes)), _whole)
+        self.train = _in_memory(dataclasses.replace(found, notes=(told, *said, *found.notes)))
 
-        def of(split: str) -> Source:
-            return labelled(table_of(open_source(source, split), source), self.encoding, self.target)
+        def of(split: str) -> Dataset:
+            return _in_memory(labelled(table_of(open_source(source, split), source), self.encoding, self.target))
 
-        self.eval = {split: Dataset(of(split), _whole) for split in (eval, test) if split}
+        self.eval = {split: of(split) for split in (eval, test) if split}
         self.eval_split = eval
+
+
+def _in_memory(source: Source) -> Dataset:
+    examples: Any = source.examples  # `tables.encoded.Encoded`, which needs pyarrow
+    return Dataset(source, _whole, arrays=examples.arrays())
 
 
 def _whole(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -210,8 +215,8 @@ class TableTask(Task):
 
 def _rows(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return f32[N, F] and the labels of a dataset of `TableData`."""
-    examples: Any = dataset.source.examples  # `tables.encoded.Encoded`, which needs pyarrow
-    return examples.rows, examples.labels
+    assert dataset.arrays is not None  # as `_in_memory` makes it
+    return dataset.arrays["row"], dataset.arrays["label"]
 
 
 def _class_weights(data: TableData) -> np.ndarray:

@@ -28,8 +28,11 @@ class Encoded:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        found = {"row": self.rows[index]}
-        return found if self.labels is None else {**found, "label": self.labels[index]}
+        return {name: rows[index] for name, rows in self.arrays().items()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all rows and, where they are known, the labels, as a batch has them."""
+        return {"row": self.rows} if self.labels is None else {"row": self.rows, "label": self.labels}
 
     def traits(self) -> Iterator[bytes]:
         """Yield all there is."""
