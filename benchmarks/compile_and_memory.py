@@ -10,13 +10,13 @@ for the new one. The four ways are measured in turn, again and again, and the ta
 
 import statistics
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks.parts import memory
 from configs import mixer_imagenet
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
@@ -88,13 +88,6 @@ def measure(run: Config, steps: int) -> tuple[float, ...]:
         state, _ = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - begun)
     return seconds[0], statistics.median(seconds[1:] or [0.0]), *memory(compiled)
-
-
-def memory(compiled: jax.stages.Compiled) -> list[float]:
-    """Return MiB of a compiled step: temporaries, arguments, and arguments that are reused for its results."""
-    analysis: Any = compiled.memory_analysis()
-    sizes = (analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.alias_size_in_bytes)
-    return [size / 2**20 for size in sizes]
 
 
 if __name__ == "__main__":

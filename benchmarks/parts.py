@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.run import parallel
 from vit_jax_mixer.run.assemble import assemble
@@ -15,3 +17,10 @@ def prepared(run: Config) -> tuple[parallel.Parallel, Callable[..., Any], TrainS
     batches = parts.loader.train_batches(parts.task.train_data, seed=run.seed, batch_size=run.batch_size, start=0)
     batch = parts.devices.put_batch(next(iter(batches)))
     return parts.devices, parts.devices.train_step(parts.train_step), parts.fresh_state(), batch
+
+
+def memory(compiled: jax.stages.Compiled) -> list[float]:
+    """Return MiB of a compiled step: temporaries, arguments, and arguments that are reused for its results."""
+    analysis: Any = compiled.memory_analysis()
+    sizes = (analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.alias_size_in_bytes)
+    return [size / 2**20 for size in sizes]
