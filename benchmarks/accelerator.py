@@ -89,7 +89,8 @@ def _config(model: dict[str, Any], source: str, train_ops: str) -> Any:
     config.parallel = model.pop("parallel", "jit")
     config.model.update(dict(scan=False, remat=False) | model)
     config.batch_size = _BATCH_SIZE.value // (4 if "L/16" in model["name"] else 1)
-    config.data.update(source=source, train_ops=train_ops, eval="")
+    evaluated = f"decode(3)|resize({_SIDE.value})|value_range(-1, 1)"
+    config.data.update(source=source, train_ops=train_ops, eval="", eval_ops=evaluated)
     config.checkpoint.best = ""
     return config
 
@@ -157,7 +158,7 @@ def plans(ends: float, left: list[str]) -> Iterator[dict[str, Any]]:
         command += [f"--config.batch_size={_BATCH_SIZE.value}", "--config.model.scan=False"]
         command += ["--config.model.remat=False", f"--config.data.source=blank:1000,{side}x{side}x3"]
         command += [f"--config.data.train_ops=decode(3)|resize({side})|value_range(-1, 1)", "--config.data.eval="]
-        command += ["--config.checkpoint.best="]
+        command += [f"--config.data.eval_ops=decode(3)|resize({side})|value_range(-1, 1)", "--config.checkpoint.best="]
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         if told.returncode:
             yield {"model": name, "error": told.stderr.strip().splitlines()[-1]}
