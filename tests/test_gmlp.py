@@ -44,7 +44,7 @@ def test_without_classes_the_features_are_what_the_head_reads(reference, images,
 def test_each_block_offers_its_tokens(images, params):
     _, state = GMlp(num_classes=7, **TINY).apply({"params": params}, images, mutable=["intermediates"])
     found = state["intermediates"]
-    assert set(found) == {"block_0", "block_1", "pre_logits"}
+    assert set(found) == {"block_0", "block_1", "tokens", "pre_logits"}
     block = GMlpBlock(144).apply({"params": params["GMlpBlock_1"]}, found["block_0"])
     assert_close(block, found["block_1"])
 

@@ -63,7 +63,7 @@ def test_each_block_offers_its_tokens(reference, params):
     model = MlpMixer(num_classes=7, **TINY)
     _, state = model.apply({"params": params}, reference["images"], mutable=["intermediates"])
     found = state["intermediates"]
-    assert set(found) == {"block_0", "block_1", "pre_logits"}
+    assert set(found) == {"block_0", "block_1", "tokens", "pre_logits"}
     assert found["block_1"].shape == (8, 16, 24)
     block = MixerBlock(10, 36).apply({"params": params["MixerBlock_1"]}, found["block_0"])
     assert_close(block, found["block_1"])

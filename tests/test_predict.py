@@ -15,8 +15,9 @@ from vit_jax_mixer import predictions, pretrained
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predict import as_json
 from vit_jax_mixer.predictions import save_features
+from vit_jax_mixer.predictors.classification.prediction import Prediction
 from vit_jax_mixer.predictors.image_files import find_images
-from vit_jax_mixer.predictors.images import Prediction, of_any_image
+from vit_jax_mixer.predictors.image_operations import of_any_image
 from vit_jax_mixer.pretrained import formats
 from vit_jax_mixer.run.inference import even_batches
 from vit_jax_mixer.trained import open_model
@@ -280,3 +281,38 @@ def test_what_is_missing_is_told(tmp_path):
     assert_one_sentence(command("predict", "a.png"), "no --model given")
     assert_one_sentence(command("predict", "--model=x"), "name images")
     assert_one_sentence(command("predict", "--model=x", f"--features={tmp_path}/none/f.npz", "a.png"), "--features")
+
+
+def test_each_image_gets_a_picture_where_it_speaks_for_its_class(trained, photos, tmp_path):
+    paths, target = [str(photos / name) for name in ("a.png", "b/ä.png")], tmp_path / "new/maps"
+    drawn, names = [], [*paths, str(photos / "b/deep/z.PNG")]
+    write = predictions.Pictures(target, names)
+    found = list(
+        predict(
+            trained,
+            paths,
+            top=2,
+            batch_size=2,
+            on_bad=pytest.fail,
+            on_picture=lambda answer, picture: drawn.append((write(answer, picture), answer.name)),
+        )
+    )
+    assert [name for _, name in drawn] == [answer.name for answer in found]
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*.*")) == ["a.png.png", "b/ä.png.png"]
+    with Image.open(target / "a.png.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[1] == 2 * 224 + 28  # beside each other
+    image = np.kron(digit(0)[..., 0], np.ones((28, 28)))
+    assert (pixels[18 : 18 + 224, :224] == image[..., None]).all()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another --explain"):
+        predictions.Pictures(tmp_path / "file", names)(found[0], Image.new("RGB", (1, 1)))
+
+
+def test_the_command_writes_pictures_or_says_why_not(digits_run, photos, tmp_path):
+    (tmp_path / "file").touch()
+    result = command("predict", f"--model={digits_run}", f"--explain={tmp_path}/file/a", photos)
+    assert_one_sentence(result, "--explain", "must be a folder that can be written")
+    result = command("predict", f"--model={digits_run}", f"--explain={tmp_path}/maps", "--top=1", photos / "b")
+    assert "error: 1 of 3 files could not be read" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").rglob("*.png")) == ["z.PNG.png", "ä.png.png"]

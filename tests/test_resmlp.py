@@ -73,7 +73,7 @@ def test_the_named_sizes_cost_what_the_paper_says(name, layerscale_init, multipl
 def test_each_block_offers_its_tokens(images, params):
     _, state = ResMlp(num_classes=7, **TINY).apply({"params": params}, images, mutable=["intermediates"])
     found = state["intermediates"]
-    assert set(found) == {"block_0", "block_1", "pre_logits"}
+    assert set(found) == {"block_0", "block_1", "tokens", "pre_logits"}
     block = ResMlpBlock(0.1).apply({"params": params["ResMlpBlock_1"]}, found["block_0"])
     assert_close(block, found["block_1"])
 

@@ -57,7 +57,7 @@ def test_logits_gradients_and_intermediates_are_those_of_the_unrolled_model(fami
         return found, stacked.unstack(grads)
 
     expected = results()
-    assert set(expected[0]) == {"logits", "block_0", "block_1", "block_2", "pre_logits"}
+    assert set(expected[0]) == {"logits", "block_0", "block_1", "block_2", "tokens", "pre_logits"}
     for way in WAYS if family == "MlpMixer" else WAYS[-1:]:
         found, grads = results(**way)
         assert_close(found, expected[0])

@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax_mixer import pretrained
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.predictors import class_maps
 from vit_jax_mixer.trained import Trained
 
 Grid = tuple[int, int]  # rows, columns
@@ -37,8 +38,7 @@ def parameter_table(params: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...
 
 def grid_of(trained: Trained) -> Grid:
     """Return the rows and columns of a model's tokens."""
-    height, width = pretrained.flatten(trained.params)["stem/kernel"].shape[:2]
-    return trained.about.image_shape[0] // height, trained.about.image_shape[1] // width
+    return class_maps.grid(trained.params, trained.about.image_shape)
 
 
 def token_mixing_maps(params: Mapping[str, Any], grid: Grid, block: int) -> np.ndarray:

@@ -5,6 +5,8 @@ for .jpg, .jpeg, .png, .webp, .bmp and .gif, and patterns. They are taken in tha
 folder or a pattern sorted, and the answers are printed as they come, with --csv as a table. A file
 that cannot be read is told on stderr and passed over; the exit code is then 1. Which checkpoint of a
 workdir answers is told on stderr too.
+
+With --explain=DIR each image also gets a picture there: its likeliest class's exact share of each patch.
 """
 
 import csv
@@ -35,6 +37,9 @@ _CSV = flags.DEFINE_bool("csv", False, "Print a table: CSV, with a line of names
 _FEATURES = flags.DEFINE_string(
     "features", "", "An .npz file to write, with `features` f32[n, C] and `files`.", flag_values=_FLAGS
 )
+_EXPLAIN = flags.DEFINE_string(
+    "explain", "", "A folder for a picture of each image: where it speaks for its class.", flag_values=_FLAGS
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "About how many images are run at a time.", lower_bound=1, flag_values=_FLAGS
 )
@@ -49,8 +54,10 @@ def main(argv: list[str]) -> None:
     target = Path(_FEATURES.value).expanduser()
     if _FEATURES.value:
         _check_target(target)
+    pictures = Path(_EXPLAIN.value).expanduser()
+    _check_folder(pictures)
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
-    from vit_jax_mixer.predictions import predict, save_features
+    from vit_jax_mixer.predictions import Pictures, predict, save_features
     from vit_jax_mixer.predictors.base import columns
     from vit_jax_mixer.trained import open_model
 
@@ -65,10 +72,13 @@ def main(argv: list[str]) -> None:
     for line in source.remarks():
         print(printable(line), file=sys.stderr, flush=True)
     done: list[Answer] = []
-    count, all_of_them = 0, len(source.examples)
-    width = min(max(columns(printable(source.where(i))) for i in range(all_of_them)), 60)
+    names = [source.where(i) for i in range(len(source.examples))]
+    count, all_of_them = 0, len(names)
+    width = min(max(columns(printable(name)) for name in names), 60)
+    draw = Pictures(pictures, names) if _EXPLAIN.value else None
+    how: dict[str, Any] = dict(top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain, on_picture=draw)
     show = as_json if _JSON.value else _Table() if _CSV.value else lambda answer: answer.text(width)
-    for answer in predict(trained, source, top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain):
+    for answer in predict(trained, source, **how):
         count += 1
         if not lack:
             print(show(answer), flush=True)
@@ -116,6 +126,13 @@ def _check_target(target: Path) -> None:
     """Say before the work that features cannot be written."""
     if target.suffix != ".npz" or target.is_dir() or not os.access(target.parent, os.W_OK):
         raise UserError(f"--features={target} must be a file that ends in .npz, in a folder that can be written.")
+
+
+def _check_folder(target: Path) -> None:
+    """Say before the work that pictures cannot be written."""
+    there = next(place for place in (target, *target.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--explain={target} must be a folder that can be written, or a place for one; name another.")
 
 
 def _complain(reason: str) -> None:

@@ -1,5 +1,6 @@
 """What a model says of files."""
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax_mixer import files
 from vit_jax_mixer.data.pipeline import SKIPPED, Dataset, Example, Loader
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -16,7 +18,13 @@ from vit_jax_mixer.trained import Trained
 
 
 def predict(
-    trained: Trained, source: Source, *, top: int, batch_size: int, on_bad: Callable[[str], None]
+    trained: Trained,
+    source: Source,
+    *,
+    top: int,
+    batch_size: int,
+    on_bad: Callable[[str], None],
+    on_picture: Callable[[Any, Any], None] | None = None,
 ) -> Iterator[Any]:
     """Yield what a model says of examples, an `Answer` of the model's kind each, in their order.
 
@@ -26,6 +34,10 @@ def predict(
         top: how many classes are told, of a model that knows some; all, if there are fewer.
         batch_size: about how many examples are run at a time.
         on_bad: is told, once, what is wrong with an example that cannot be read, and that is left out.
+        on_picture: is given each answer, before it is yielded, and the picture that explains it.
+
+    Raises:
+        UserError: the model has no explanations, or other answers than finite numbers.
     """
     predictor, like = trained.about, trained.about.input()
 
@@ -42,7 +54,10 @@ def predict(
     def outputs(params, batch):
         found = trained.outputs(params, batch[predictor.field])
         features = {"features": found["features"]} if "features" in found else {}
-        return {**predictor.told(found, top), **features, "place": batch["place"]}
+        told = {**predictor.told(found, top), **features, "place": batch["place"]}
+        if on_picture is None:
+            return told
+        return {**told, **predictor.explain(trained.module, params, batch[predictor.field])}
 
     dataset = PassingOver(source, predictor.reader())
     bad: set[int] = set()
@@ -55,7 +70,11 @@ def predict(
     inference = Inference(trained, outputs, batch_size, {"place": np.zeros((), np.int32)})
     for rows in inference.rows(dataset, Loader(-1, -1, 2), skip):
         for i, place in enumerate(rows["place"]):
-            yield predictor.answer(source.where(int(place)), {name: values[i] for name, values in rows.items()})
+            row = {name: values[i] for name, values in rows.items()}
+            answer = predictor.answer(source.where(int(place)), row)
+            if on_picture is not None:
+                on_picture(answer, predictor.picture(answer, row))
+            yield answer
 
 
 def save_features(target: Path, answers: Sequence[Answer]) -> None:
@@ -77,3 +96,23 @@ def save_features(target: Path, answers: Sequence[Answer]) -> None:
         raise UserError(f"cannot write {target} ({error.strerror}); choose another --features.") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+class Pictures:
+    """Writes a picture an answer: that of ``photos/a/b.jpg`` is ``a/b.jpg.png``, where all are below ``photos``."""
+
+    def __init__(self, target: Path, names: Sequence[str]) -> None:
+        """Take the folder, which need not be there, and the names of all examples."""
+        self._target = target
+        self._below = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
+
+    def __call__(self, answer: Answer, picture: Any) -> None:
+        """Write one, at once or not at all; a `UserError` says that it cannot be."""
+        place = self._target / f"{os.path.relpath(os.path.abspath(answer.name), self._below)}.png"
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(place, data.getvalue())
+        except OSError as error:
+            raise UserError(f"cannot write {place} ({error.strerror}); choose another --explain.") from error

@@ -90,7 +90,8 @@ class GMlp(nn.Module):
     """Patches, gated blocks, mean over tokens, linear head.
 
     ``model.apply(variables, images, mutable=["intermediates"])`` also returns the tokens after
-    each block as ``block_0``, ``block_1``, ... (f32[B, N, C]) and ``pre_logits`` (f32[B, C]).
+    each block as ``block_0``, ``block_1``, ..., those after the last LayerNorm as ``tokens`` (all
+    f32[B, N, C]) and their mean as ``pre_logits`` (f32[B, C]).
 
     Attributes:
         num_classes: K; 0 leaves out the head and gives the pooled features.
@@ -133,6 +134,7 @@ class GMlp(nn.Module):
         block = partial(GMlpBlock, mlp_dim, dtype=self.dtype)
         x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
+        expose(self, "tokens", x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)
         if self.num_classes:

@@ -91,7 +91,8 @@ class MlpMixer(nn.Module):
     """Patches, mixer blocks, mean over tokens, linear head.
 
     ``model.apply(variables, images, mutable=["intermediates"])`` also returns the tokens after
-    each block as ``block_0``, ``block_1``, ... (f32[B, N, C]) and ``pre_logits`` (f32[B, C]).
+    each block as ``block_0``, ``block_1``, ..., those after the last LayerNorm as ``tokens`` (all
+    f32[B, N, C]) and their mean as ``pre_logits`` (f32[B, C]).
 
     Attributes:
         num_classes: K; 0 leaves out the head and gives the pooled features.
@@ -157,6 +158,7 @@ class MlpMixer(nn.Module):
         before = before_blocks(self.conv_blocks, self.conv_block, grid, rates, self.dtype)
         x = apply_blocks(self, block, rates, x, train=train, before=before)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
+        expose(self, "tokens", x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]
         expose(self, "pre_logits", x)
         if self.num_classes:

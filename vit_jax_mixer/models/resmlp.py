@@ -123,7 +123,8 @@ class ResMlp(nn.Module):
     """Patches, residual blocks, a last Aff, mean over tokens, linear head.
 
     ``model.apply(variables, images, mutable=["intermediates"])`` also returns the tokens after
-    each block as ``block_0``, ``block_1``, ... (f32[B, N, C]) and ``pre_logits`` (f32[B, C]).
+    each block as ``block_0``, ``block_1``, ..., those after the last Aff as ``tokens`` (all
+    f32[B, N, C]) and their mean as ``pre_logits`` (f32[B, C]).
 
     Attributes:
         num_classes: K; 0 leaves out the head and gives the pooled features.
@@ -169,6 +170,7 @@ class ResMlp(nn.Module):
         block = partial(ResMlpBlock, self.layerscale_init, self.mlp_ratio, dtype=self.dtype, folded=self.folded)
         x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
         last = Affine(dtype=self.dtype, name="pre_head_affine")
+        expose(self, "tokens", last(x))
         if not self.folded:
             x = last(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)  # [B, N, C] -> [B, C]

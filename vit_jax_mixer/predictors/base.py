@@ -239,6 +239,18 @@ outputs = jax.jit(trained.outputs)(trained.params, {self.field}s)"""
         """Return of `outputs` what an answer needs, as the ``most`` likeliest of all classes; traced."""
         return outputs
 
+    def explain(self, module: nn.Module, params: Tree, inputs: jax.Array) -> Mapping[str, jax.Array]:
+        """Return what shows why it answers so, arrays [B, ...]; pure, as `outputs`.
+
+        Raises:
+            UserError: a model of this kind, or this model, has no such explanation.
+        """
+        raise UserError(f"answers of a model of the kind {self.kind!r} have no pictures; leave out --explain.")
+
+    def picture(self, answer: Any, row: Rows) -> Any:
+        """Return a picture, as Pillow has it, that explains an answer; ``row`` has what `explain` returned too."""
+        raise NotImplementedError(f"{type(self).__name__} has `explain`, and must draw it in `picture`")
+
     @abc.abstractmethod
     def answer(self, name: str, row: Rows) -> Answer:
         """Return the answer for an example, of its row of `told`."""

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -11,18 +9,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.sources.files import Files
-from vit_jax_mixer.errors import UserError, printable, span
-from vit_jax_mixer.predictors.base import FILE, Answer, ForCard, Labelled, Predictor, Rows, Tree, columns
+from vit_jax_mixer.errors import UserError, span
+from vit_jax_mixer.predictors import class_maps
+from vit_jax_mixer.predictors.base import FILE, ForCard, Labelled, Predictor, Rows, Tree
 from vit_jax_mixer.predictors.classification import labels, scores
+from vit_jax_mixer.predictors.classification.prediction import Prediction
 from vit_jax_mixer.predictors.classification.report import Evaluated
 from vit_jax_mixer.predictors.classification.scores import PROBABILITIES
 from vit_jax_mixer.predictors.image_files import find_images
+from vit_jax_mixer.predictors.image_operations import explained, of_any_image
 
 MOST = 1 << 16  # pixels of an image's side
 
@@ -99,7 +100,7 @@ class Images(Predictor):
         }
 
     def card(self) -> ForCard:
-        count, operations = self.model["num_classes"], _operations(self.eval_ops)
+        count, operations = self.model["num_classes"], explained(self.eval_ops)
         steps = [
             f"{i}. {span(one['operation'])}{', inside the model' * (one['by'] == 'the model')}: {one['does']}"
             for i, one in enumerate(operations, 1)
@@ -160,7 +161,18 @@ class Images(Predictor):
         best = jax.lax.top_k(outputs["probabilities"], min(most, outputs["probabilities"].shape[-1]))
         return {"probabilities": best[0], "classes": best[1]}
 
-    def answer(self, name: str, row: Rows) -> "Prediction":
+    def explain(self, module: nn.Module, params: Tree, inputs: jax.Array) -> dict[str, jax.Array]:
+        scaled, _ = self.ops.on_device(inputs)
+        logits = module.apply({"params": params}, scaled, train=False)
+        return {"map": class_maps.of_classes(module, params, scaled, jnp.argmax(logits, -1)), "seen": inputs}
+
+    def picture(self, answer: Prediction, row: Rows) -> Image.Image:
+        """Draw where the image speaks for its likeliest class; the title has its name, below stands the logit."""
+        (_, name, share), found = answer.classes[0], row["map"]
+        below = f"logit {found.mean():.2f}: mean of {found.min():.2f} to {found.max():.2f}"
+        return class_maps.picture(row["seen"], found, f"{name} ({100 * share:.1f} %)", below)
+
+    def answer(self, name: str, row: Rows) -> Prediction:
         pairs = zip(row["classes"], row["probabilities"], strict=True) if "classes" in row else ()
         names = self.names
         classes = tuple((int(number), names[number], float(share)) for number, share in pairs)
@@ -225,19 +237,6 @@ images = numpy.stack([trained.ops(file, numpy.random.default_rng(0)) for file in
 outputs = jax.jit(trained.outputs)(trained.params, images)"""
 
 
-def _operations(eval_ops: str) -> list[dict[str, str]]:
-    """Return the operations with what they do, and who does it: 'you', or 'the model'."""
-    found = []
-    outside = len(images.parse(eval_ops, "eval_ops").host)
-    for i, part in enumerate(eval_ops.split("|")):
-        inside = i >= outside
-        name, _, _ = specs.parse(part, "eval_ops")
-        function = plugins.lookup({**images.HOST_OPS, **images.DEVICE_OPS}, name, "eval_ops")
-        does = (inspect.getdoc(function) or "").partition("\n")[0]
-        found.append({"operation": part.strip(), "does": does, "by": "the model" if inside else "you"})
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Read:
     """From a source's example to {'image': u8[h, w, c]}; worker processes get a copy."""
@@ -246,69 +245,3 @@ class Read:
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {"image": self.ops(field(example, "image"), rng)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction(Answer):
-    """What the model says of a file.
-
-    Attributes:
-        name: its path.
-        classes: (number, name, probability) of the likeliest, in that order; none without a head.
-        features: f32[C], pooled, before the head.
-    """
-
-    name: str
-    classes: tuple[tuple[int, str, float], ...]
-    features: np.ndarray
-
-    @property
-    def file(self) -> str:
-        """The path."""
-        return self.name
-
-    def text(self, width: int) -> str:
-        """Return one line for one class, with the path padded to ``width`` columns, and else a block of lines."""
-        file = printable(self.name)
-        answers = [f"{100 * share:6.2f} %  {printable(name)}" for _, name, share in self.classes]
-        if not answers:
-            return ""
-        if len(answers) == 1:
-            return f"{file}{' ' * (width - columns(file))}  {answers[0]}"
-        wrapped = (textwrap.fill(answer, 78, subsequent_indent=" " * 12, break_long_words=False) for answer in answers)
-        return textwrap.indent("\n".join(wrapped), "  ").join([f"{file}\n", ""])
-
-    def record(self) -> dict[str, Any]:
-        classes = [{"class": k, "name": name, "probability": float(f"{p:.7g}")} for k, name, p in self.classes]
-        return {"file": self.name, "predictions": classes}
-
-    def cells(self) -> dict[str, Any]:
-        found = {"file": self.name}
-        for place, (_, name, share) in enumerate(self.classes, 1):
-            found |= {f"class_{place}": name, f"probability_{place}": f"{share:.7g}"}
-        return found
-
-
-def of_any_image(eval_ops: str, shape: tuple[int, ...]) -> str:
-    """Return operations that bring any file to the shape of the model's images, and those as they are to themselves.
-
-    An evaluation needs no resizing where all images have one size; those that people ask about have others.
-    """
-    height, width, channels = shape
-    parts = eval_ops.split("|")
-    if not images.parse(eval_ops, "config.data.eval_ops").decodes:
-        parts.insert(0, f"decode({channels})")
-    size = f"resize({height})" if height == width else f"resize({height}, {width})"
-    for tried in ("|".join(parts), "|".join([parts[0], size, *parts[1:]])):
-        if _gives(tried, shape):
-            return tried
-    return eval_ops
-
-
-def _gives(ops: str, shape: tuple[int, ...]) -> bool:
-    """Say whether operations bring a larger image to a shape."""
-    larger = np.zeros((2 * shape[0] + 1, 3 * shape[1] + 1, shape[2]), np.uint8)
-    try:
-        return images.parse(ops, "config.data.eval_ops")(larger, np.random.default_rng(0)).shape == shape
-    except Exception:  # of an operation that reads one size, and which the data's own images have passed
-        return False

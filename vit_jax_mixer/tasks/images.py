@@ -14,7 +14,8 @@ from vit_jax_mixer.data import images
 from vit_jax_mixer.data.pipeline import Dataset, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.predictors.images import Images, of_any_image
+from vit_jax_mixer.predictors.image_operations import of_any_image
+from vit_jax_mixer.predictors.images import Images
 
 
 @dataclasses.dataclass(frozen=True)
