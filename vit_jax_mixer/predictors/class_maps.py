@@ -56,9 +56,10 @@ def grid(params: Any, size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def picture(image: np.ndarray, found: np.ndarray, title: str, below: str) -> Image.Image:
-    """Return an image beside itself in grey under its map: red where it speaks for the class, blue against it.
+    """Return an image beside itself in grey under its map: red where that is above the logit, blue where below.
 
-    A patch has one colour, the stronger the further from 0: the map is not smoothed.
+    A patch has one colour, the stronger the further from the logit: the map is not smoothed. 0 has no meaning of
+    its own here, since a number that all logits have in common changes no probability.
 
     Args:
         image: u8[h, w, c], as the model reads it.
@@ -69,10 +70,11 @@ def picture(image: np.ndarray, found: np.ndarray, title: str, below: str) -> Ima
     height, width, channels = image.shape
     times = -(-_LEAST // max(height, width))
     plain = np.repeat(image, 3 // channels, axis=2)
-    grey = np.asarray(Image.fromarray(plain).convert("L"), np.float64)[..., None]
+    grey = np.asarray(Image.fromarray(plain).convert("L"), np.float64)[..., None] / 2 + 64  # neither black nor white
     rows, columns = found.shape
-    by_pixel = np.kron(found, np.ones((height // rows, width // columns)))[..., None]  # [h, w, 1]
-    share = _STRENGTH * np.abs(by_pixel) / max(np.abs(found).max(), np.finfo(np.float32).tiny)
+    above = found - found.mean()
+    by_pixel = np.kron(above, np.ones((height // rows, width // columns)))[..., None]  # [h, w, 1]
+    share = _STRENGTH * np.abs(by_pixel) / max(np.abs(above).max(), np.finfo(np.float32).tiny)
     mapped = (1 - share) * grey + share * np.where(by_pixel > 0, FOR, AGAINST)
     both = np.concatenate([plain, np.full((height, -(-4 // times), 3), 255), mapped], axis=1).round().astype(np.uint8)
     enlarged = Image.fromarray(both).resize((both.shape[1] * times, both.shape[0] * times), Image.Resampling.NEAREST)
