@@ -163,7 +163,7 @@ class Images(Predictor):
 
     def explain(self, module: nn.Module, params: Tree, inputs: jax.Array) -> dict[str, jax.Array]:
         scaled, _ = self.ops.on_device(inputs)
-        logits = module.apply({"params": params}, scaled, train=False)
+        logits: Any = module.apply({"params": params}, scaled, train=False)
         return {"map": class_maps.of_classes(module, params, scaled, jnp.argmax(logits, -1)), "seen": inputs}
 
     def picture(self, answer: Prediction, row: Rows) -> Image.Image:
