@@ -11,9 +11,12 @@ import pytest
 from tests.helpers import command
 from vit_jax_mixer import predictors
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.tables.encoding import Column, Encoding
 from vit_jax_mixer.data.tables.target import Target
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.evaluation import evaluate
 from vit_jax_mixer.predictors.tables import figures
+from vit_jax_mixer.predictors.tables.importance import REPEATS, Importance, Shuffled
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.tasks import create
 from vit_jax_mixer.train import train_and_evaluate
@@ -71,6 +74,33 @@ def test_figures_of_several_classes_and_of_numbers():
     number = Target("y", "number", (), mean=10.0, deviation=2.0)
     found = figures.figures(number, np.array([[0.0], [1.0]]), np.array([0.0, 0.5]), 0.5)
     assert (found["mae"], found["rmse"], found["r2"]) == pytest.approx((0.5, np.sqrt(0.5), 0.0 - 1 + 0.0), abs=1e-6)
+
+
+def test_importance_is_how_much_worse_a_shuffled_column_makes_it():
+    columns = (Column("noise", None, told=True), Column("age", None), Column("town", ("Ulm",)))
+    encoding = Encoding(columns, "standard")
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 4)).astype(np.float32)
+    rows[:, 1] = rows[:, 0] > 0
+    labels = (rows[:, 2] + 0.1 * rows[:, 3] > 0).astype(np.int32)
+    shuffled = Shuffled.of(rows, labels, encoding)
+    assert len(shuffled) == 3 * REPEATS * 300
+    turn = np.stack([shuffled[index]["row"] for index in range(300)])
+    assert (turn[:, 2:] == rows[:, 2:]).all()
+    assert (turn[:, 0] != rows[:, 0]).mean() > 0.9
+    assert (np.sort(turn[:, 0]) == np.sort(rows[:, 0])).all()
+    assert (turn[:, 1] == (turn[:, 0] > 0)).all()  # both features of a column go together
+    model = lambda x: x[:, 2:3] * 5 + 0.5 * x[:, 3:4]
+    told = model(np.stack([shuffled[index]["row"] for index in range(len(shuffled))]))
+    found = Importance.of(encoding, TWO, 0.5, labels, model(rows), told)
+    assert found.names == ["age", "town", "noise"]
+    assert found.worse["auc"][0].mean() == pytest.approx(0.5, abs=0.1)
+    assert (found.worse["loss"][0] > 1).all()
+    assert all((values[2] == 0).all() for values in found.worse.values())
+    header, *lines = csv.reader(found.table().splitlines())
+    assert header[:3] == ["column", "loss", "loss_deviation"]
+    assert [line[0] for line in lines] == found.names
+    assert float(lines[0][header.index("auc")]) == pytest.approx(found.worse["auc"][0].mean(), rel=1e-4)
 
 
 # --- The task ---
@@ -196,8 +226,19 @@ def test_predict_answers_a_file_with_a_table(rows_run):
         predictors.read(rows_run / "run").open([str(rows_run / "other.csv")])
 
 
+def test_an_evaluation_tells_the_importance_of_columns(rows_run, tmp_path):
+    trained = open_model(f"{rows_run}/run")
+    name = f"table:{rows_run}/rows.csv"
+    source = trained.about.open_labelled(name, "all[85%:]", skip_bad=False)
+    found = evaluate(trained, source, name, batch_size=512)
+    assert sorted(found.importance.names) == ["age", "town"]
+    assert (found.importance.worse["auc"].mean(1) > 0.05).all()
+    assert {"importance.csv", "importance.png"} <= {*found.write(tmp_path, {})} == {f.name for f in tmp_path.iterdir()}
+    assert "  most important        " + ", ".join(found.importance.names) in found.lines()
+
+
 @pytest.mark.slow
-def test_evaluate_export_and_importance_of_the_run(rows_run):
+def test_evaluate_and_export_of_the_run(rows_run):
     model = f"--model={rows_run}/run"
     result = command("evaluate", model, f"--data=table:{rows_run}/rows.csv", "--split=all[85%:]")
     assert result.returncode == 0, result.stderr

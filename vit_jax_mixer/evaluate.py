@@ -8,6 +8,8 @@ per_class.csv   how many images of each class there are, and how many are right
 confusion.csv   the confusion matrix; above 2,000 classes a row for each pair that occurs
 confusion.png   its picture; none above 2,000 classes
 
+A model of tables has metrics.json, its curves, and the importance of its columns (docs/tables.md) in their place.
+
 Every image counts once. Predictions are among all classes of the model, also where the data have
 only some of them; the matrix then has those of the data and those predicted. Classes are matched by
 name, whole numbers by value; where no name says which is which, it stops, or takes --by_number.

@@ -1,7 +1,8 @@
 """How good a model is on labelled examples."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from vit_jax_mixer.data.pipeline import Dataset, Loader
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.sources.base import RandomAccess
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.inference import Inference
 from vit_jax_mixer.trained import Trained
@@ -59,7 +61,17 @@ def evaluate(
     inference = Inference(trained, outputs, batch_size, {"label": predictor.label()})
     batches = inference.rows(dataset, Loader(-1, -1, 2), skip)
     begun = time.perf_counter()
-    parts = list(batches)
+    rows = _together(batches)
     seconds = time.perf_counter() - begun
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return predictor.evaluated(rows, labelled, len(dataset) / seconds, tuple(skipped.values()))
+    found = predictor.evaluated(rows, labelled, len(dataset) / seconds, tuple(skipped.values()))
+
+    def scores(examples: RandomAccess) -> dict[str, np.ndarray]:
+        more = Dataset(dataclasses.replace(source, examples=examples), labelled)
+        return _together(inference.rows(more, Loader(-1, -1, 2), skip))
+
+    return predictor.explained(found, source, scores)
+
+
+def _together(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    kept = list(parts)
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import flax.linen as nn
@@ -172,6 +172,18 @@ class Rows(Predictor):
 
         found = figures(self.wants, rows["logits"], rows["labels"], self.threshold)
         return Evaluated(self.wants, self.threshold, rows["labels"], rows["logits"], found, per_second)
+
+    def explained(self, found: Any, source: Source, scores: Callable[[Any], Mapping[str, np.ndarray]]) -> Any:
+        from vit_jax_mixer.predictors.tables.importance import MOST_COLUMNS, Importance, Shuffled, chosen
+
+        if len(self.encodes.columns) > MOST_COLUMNS:
+            return found
+        examples: Any = source.examples  # `tables.encoded.Encoded`, as `open_labelled` gives them
+        some = chosen(len(examples))
+        labels, logits = found.labels[some], found.logits[some]
+        shuffled = scores(Shuffled.of(examples.rows[some], labels, self.encodes))["logits"]
+        told = Importance.of(self.encodes, self.wants, self.threshold, labels, logits, shuffled)
+        return dataclasses.replace(found, importance=told)
 
 
 _CODE = """\

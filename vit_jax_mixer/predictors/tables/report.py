@@ -10,8 +10,10 @@ from PIL import Image
 
 from vit_jax_mixer import charts, files
 from vit_jax_mixer.data.tables.target import Target
+from vit_jax_mixer.errors import printable
 from vit_jax_mixer.predictors import base
 from vit_jax_mixer.predictors.tables.figures import probabilities
+from vit_jax_mixer.predictors.tables.importance import Importance
 
 _WORDS = {
     "loss": "loss",
@@ -42,6 +44,7 @@ class Evaluated(base.Evaluated):
         logits: f32[N, K].
         figures: those of `figures.figures`.
         rows_per_second: reading and all, but for the compilation.
+        importance: of the columns; None where they are too many.
     """
 
     target: Target
@@ -50,6 +53,7 @@ class Evaluated(base.Evaluated):
     logits: np.ndarray
     figures: dict[str, float]
     rows_per_second: float
+    importance: Importance | None = None
 
     def lines(self) -> list[str]:
         """Return what is printed."""
@@ -59,10 +63,13 @@ class Evaluated(base.Evaluated):
             shown.append(f"  {_WORDS[name]:20}  {said}")
         if self.target.kind == "two":
             shown.append(f"  threshold             {self.threshold:.4f} for {self.target.class_names[1]!r}")
+        if self.importance:
+            best = self.importance.names[:5]
+            shown.append(f"  most important        {', '.join(map(printable, best))}")
         return [*shown, f"  rows per second       {self.rows_per_second:,.0f}"]
 
     def write(self, out: Path, given: Mapping[str, str]) -> list[str]:
-        """Write metrics.json and the picture of the kind, each at once or not at all, and return their names."""
+        """Write metrics.json, the picture of the kind and that of the columns, each at once or not at all."""
         metrics = {
             **given,
             "rows": len(self.labels),
@@ -71,12 +78,18 @@ class Evaluated(base.Evaluated):
             **self.figures,
             "rows_per_second": self.rows_per_second,
         }
-        picture = "fit.png" if self.target.kind == "number" else "curves.png"
-        new = out / f".new_{picture}"
-        self.picture().save(new, "PNG")
-        new.replace(out / picture)
-        files.write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        return ["metrics.json", picture]
+        pictures = {"fit.png" if self.target.kind == "number" else "curves.png": self.picture()}
+        texts = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
+        if self.importance:
+            pictures["importance.png"] = self.importance.picture(_WORDS[self.importance.metric])
+            texts["importance.csv"] = self.importance.table()
+        for name, picture in pictures.items():
+            new = out / f".new_{name}"
+            picture.save(new, "PNG")
+            new.replace(out / name)
+        for name, text in texts.items():
+            files.write_atomically(out / name, text)
+        return [*texts, *pictures]
 
     def picture(self) -> Image.Image:
         """Return the ROC and calibration curves of classes; of a number, what was told against what is true."""
