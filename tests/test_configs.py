@@ -6,11 +6,13 @@ import itertools
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from tests.helpers import ROOT, command
 from tests.test_sources import write_idx
+from vit_jax_mixer import models, pretrained
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.train import train_and_evaluate
 
@@ -25,9 +27,11 @@ PHOTOS = [
     "--config.model.num_blocks=1",
     "--config.model.hidden_dim=32",
 ]
+MIXER = dict(num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
 ROWS = [f"--config.data.{name}={rows}" for name, rows in (("train", "all[:70%]"), ("eval", "all[70%:]"), ("test", ""))]
 OVERRIDES = {
     "digits.py": [],
+    "distil.py": ["--config.task.teacher={teacher}", "--config.model.num_blocks=1"],
     "mnist.py": ["--config.data.source=idx:{idx}"],
     "mixer_b16.py": PHOTOS,
     "mixer_b16.py:imagenet2012": PHOTOS,
@@ -57,14 +61,24 @@ def idx(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A Mixer's weights for the digits, as they begin."""
+    model = models.create("MlpMixer", 10, **MIXER)
+    params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
+    path = tmp_path_factory.mktemp("teacher") / "mixer.npz"
+    np.savez(path, **pretrained.flatten(params))
+    return path
+
+
 def test_no_config_is_left_out():
     files = {path.name for path in (ROOT / "configs").glob("*.py")} - {"common.py", "__init__.py"}
     assert files == {name.partition(":")[0] for name in OVERRIDES}
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_it_runs_for_two_steps_and_one_evaluation(name, idx, tmp_path):
-    flags = [flag.format(idx=idx) for flag in OVERRIDES[name]]
+def test_it_runs_for_two_steps_and_one_evaluation(name, idx, teacher, tmp_path):
+    flags = [flag.format(idx=idx, teacher=teacher) for flag in OVERRIDES[name]]
     result = command(
         "main",
         f"--config=configs/{name}",

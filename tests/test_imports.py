@@ -8,7 +8,7 @@ from tests.helpers import ROOT
 # Each line may import what stands below it. A name is a file or a room at the top of the package, whose own files
 # may import each other; a room's `__main__` is a door.
 ORDER = """
-    main predict evaluate convert export plan landscape sweep inspection distributed __main__
+    main predict evaluate teacher convert export plan landscape sweep inspection distributed __main__
     train
     command_line
     config_file
@@ -16,8 +16,8 @@ ORDER = """
     configs
     evaluation predictions
     run
-    trained
     tasks
+    trained
     predictors probes
     pretrained
     models data

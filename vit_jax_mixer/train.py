@@ -64,7 +64,7 @@ def train_and_evaluate(
     parts.check_published()
     task, devices = parts.task, parts.devices
     about = task.about()
-    data = record.of(task.train_data, task.eval_data)
+    data = record.of(task.train_data, task.eval_data, task.digests)
     processes.check_same(json.dumps(data), "the record of the data", record.differences)
     train_step = _traceable(parts) if run.debug_nans else devices.train_step(parts.train_step)
 

@@ -50,6 +50,8 @@ class Dataset:
         skip_bad: put another example, drawn from ``rng``, in the place of a bad one.
         arrays: all transformed examples, where they are in memory and the transform draws nothing: of each
             field the rows [N, ...].
+        beside: ``beside(positions, batch) -> batch`` adds what else is known of the rows of a training batch, by
+            their positions i64[rows] in the order of training.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class Dataset:
     views: int = 1
     skip_bad: bool = False
     arrays: Mapping[str, np.ndarray] | None = None
+    beside: Callable[[np.ndarray, Batch], Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.source.examples)
@@ -138,7 +141,16 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
         share: this process's part.
     """
     # Grain's own end, 2^63 - 1, would round up beyond what a length may be.
-    return _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share, stack)
+    batches = _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share, stack)
+    add, rows = dataset.beside, share.rows(batch_size)
+    return batches.map_with_index(lambda step, batch: add(step * batch_size + rows, batch)) if add else batches
+
+
+def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return an example as training batches have it."""
+    batch = stack([dataset.get(0, np.random.default_rng(0))])
+    batch = dataset.beside(np.arange(1), batch) if dataset.beside else batch
+    return {name: rows[0] for name, rows in batch.items() if name != SKIPPED}
 
 
 def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
@@ -267,8 +279,10 @@ def _gathered(
     _check_some(dataset, "training")
     order = Order(len(dataset), seed, dataset.views)
     for step in itertools.count(start):
-        indices = order(step * batch_size + share.rows(batch_size))
-        yield {name: rows[indices] for name, rows in arrays.items()}
+        positions = step * batch_size + share.rows(batch_size)
+        indices = order(positions)
+        batch = {name: rows[indices] for name, rows in arrays.items()}
+        yield dataset.beside(positions, batch) if dataset.beside else batch
 
 
 def _gathered_once(

@@ -12,16 +12,22 @@ from vit_jax_mixer.data.sources.base import Source, traits
 Record = dict[str, dict[str, Any]]
 
 
-def of(train_data: Dataset, eval_data: Mapping[str, Dataset]) -> Record:
-    """Return the number of examples, the classes and the fingerprint of all that a run reads."""
+def of(train_data: Dataset, eval_data: Mapping[str, Dataset], digests: Mapping[str, str]) -> Record:
+    """Return the number of examples, the classes and the fingerprint of all that a run reads.
+
+    ``digests`` are those of what it reads beside, by name.
+    """
     datasets = {"training": train_data, **{f"evaluation on {name}": dataset for name, dataset in eval_data.items()}}
+    beside = {name: {"digest": digest} for name, digest in digests.items()}
+    return {name: of_source(dataset.source) for name, dataset in datasets.items()} | beside
+
+
+def of_source(source: Source) -> dict[str, Any]:
+    """Return the number of examples, the classes and the fingerprint of a source."""
     return {
-        name: {
-            "examples": len(dataset),
-            "classes": list(dataset.source.class_names),
-            "fingerprint": fingerprint(dataset.source),
-        }
-        for name, dataset in datasets.items()
+        "examples": len(source.examples),
+        "classes": list(source.class_names),
+        "fingerprint": fingerprint(source),
     }
 
 
@@ -50,6 +56,8 @@ def differences(old: str, new: str) -> str:
 
 
 def _change(old: Any, new: Mapping[str, Any]) -> str:
+    if "digest" in new:
+        return "" if isinstance(old, Mapping) and old.get("digest") == new["digest"] else "it is another"
     was = old.get("classes", []) if isinstance(old, Mapping) else None
     if not (isinstance(was, (list, tuple)) and all(isinstance(name, str) for name in was)):
         raise ValueError("the record of the data is damaged; remove it.")

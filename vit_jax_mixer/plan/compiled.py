@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import SKIPPED
+from vit_jax_mixer.data.pipeline import first_example
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
 from vit_jax_mixer.plan.targets import Target
@@ -96,8 +95,7 @@ class Planned:
         parts = assemble(run, devices_of(target))
         self._parallel, self._step = parts.devices, parts.train_step
         self._state = dataclasses.replace(parts.shapes(), frozen=parts.task.frozen_shapes())
-        example = parts.task.train_data.get(0, np.random.default_rng(0))
-        self._example = {name: np.asarray(value) for name, value in example.items() if name != SKIPPED}
+        self._example = first_example(parts.task.train_data)
 
     def compile(self, batch_size: int) -> Compiled:
         """Compile the step for a batch of that size, which the chips, times ``accum_steps``, must divide evenly."""

@@ -82,7 +82,8 @@ def _convention_of(flat: Mapping[str, Any], where: str, *, ours: bool) -> str:
         old = name_tables.CONVENTIONS["mnist_mixer_old"]
         is_old = "head/Dense_0/kernel" in flat and all(old.read(name) for name in flat)
         fitting = names.conventions_of(traverse_util.unflatten_dict(flat, sep="/"))
-        return "mnist_mixer_old" if is_old else next(iter(fitting), OURS)
+        own = (name for name in fitting if name_tables.CONVENTIONS[name].native)  # not the names of others for the same
+        return "mnist_mixer_old" if is_old else next(own, OURS)
     try:
         return names.detect(flat, where)
     except UserError:

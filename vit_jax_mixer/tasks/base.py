@@ -60,12 +60,14 @@ class Task(abc.ABC):
         every: of these, those that are read in some evaluations alone: each so many, and the last.
         published: which tree of the state users get, as 'extra/teacher/backbone'; '' for the parameters, or their
             running mean where there is one. It has just what the model of `about` has.
+        digests: of what the loss reads beside the data, by name, as 'the teacher': a run goes on with the same alone.
     """
 
     train_data: Dataset
     eval_data: Mapping[str, Dataset]
     every: Mapping[str, int] = MappingProxyType({})
     published: str = ""
+    digests: Mapping[str, str] = MappingProxyType({})
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:

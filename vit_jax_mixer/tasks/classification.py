@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,16 @@ from vit_jax_mixer.tasks.images import ImageData, describe, image_data
 PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
 
+T = TypeVar("T", bound="Classification")
+
+
 def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int) -> "Classification":
     """Build the task from ``config.task``, ``model``, ``data``, ``init_from`` and ``init_resize``."""
+    return build(Classification, run, loss, label_smoothing, probe, probe_examples)
+
+
+def build(kind: type[T], run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int) -> T:
+    """Return what `create` does, as the class itself or one made on it."""
     resize.parse(run.init_resize)  # a misspelt part is told before the data are opened
     if not 0 <= label_smoothing < 1:
         raise UserError(f"config.task.label_smoothing is {label_smoothing}; it must be from 0 to less than 1.")
@@ -35,7 +43,7 @@ def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_exa
         raise UserError("config.task.probe is tried in evaluations, but config.data.eval is ''; set one of the two.")
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
     about = describe(run, data, num_classes=data.num_classes, probabilities=loss)
-    task = Classification(model, data, loss, label_smoothing, run.init_from, about, run.init_resize)
+    task = kind(model, data, loss, label_smoothing, run.init_from, about, run.init_resize)
     if probing:
         task.probe(probing, probe_examples)
     return task

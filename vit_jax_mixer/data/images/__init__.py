@@ -45,12 +45,14 @@ class Ops:
         device: the same, on a batch.
         decodes: whether they begin with one that reads encoded bytes.
         scales: whether the device operations bring bytes to the range that a model reads.
+        scaler: the place in ``device`` of the one that does.
     """
 
     host: tuple[HostOp, ...]
     device: tuple[DeviceOp, ...]
     decodes: bool
     scales: bool
+    scaler: int = 0
 
     def __call__(self, image: Encoded, rng: np.random.Generator) -> np.ndarray:
         """Map encoded bytes or u8[H, W, C] to u8[h, w, c]; all randomness comes from ``rng``.
@@ -92,6 +94,15 @@ class Ops:
             images, targets = op(images, targets, None if key is None else jax.random.fold_in(key, i))
         return images, targets
 
+    def scaled_by(self, other: "Ops") -> "Ops":
+        """Return these with all that the other does on the device in the place of what scales the values here.
+
+        So a model with a normalisation of its own sees the same images, mixed and erased by the same draws.
+        """
+        device = list(self.device)
+        device[self.scaler] = lambda images, targets, key: (other.on_device(images)[0], targets)
+        return dataclasses.replace(self, device=tuple(device))
+
 
 def parse(spec: str, where: str) -> Ops:
     """Parse operations joined by ``|``.
@@ -116,8 +127,8 @@ def parse(spec: str, where: str) -> Ops:
             raise UserError(f"{where}: {part.strip()!r} comes after a device operation; move it before.")
         (device if on_device else host).append(op)
     decodes = names[0].rpartition(":")[2].startswith("decode")
-    scales = bool(scaling) or any(getattr(op, "scales", False) for op in device)  # a user's own says so
-    return Ops(tuple(host), tuple(device), decodes, scales)
+    scalers = [i - len(host) for i in scaling] + [i for i, op in enumerate(device) if getattr(op, "scales", False)]
+    return Ops(tuple(host), tuple(device), decodes, bool(scalers), *scalers[:1])  # a user's own says that it scales
 
 
 def _is_of_batch(op: Any, name: str) -> bool:
