@@ -7,13 +7,19 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import ROOT, command
 from tests.test_sources import write_idx
-from vit_jax_mixer import models, pretrained
+from vit_jax_mixer import config_file, models, pretrained, specs
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data import images
+from vit_jax_mixer.pretrained import registry
+from vit_jax_mixer.run import optim
+from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.train import train_and_evaluate
 
 # The embedded digits, enlarged, in the place of data that must be downloaded.
@@ -22,23 +28,34 @@ PHOTOS = [
     *DIGITS,
     "--config.batch_size=4",
     "--config.eval_batch_size=6",
+    "--config.loader.workers=0",
     "--config.loader.threads=1",
     "--config.loader.prefetch=1",
     "--config.model.num_blocks=1",
     "--config.model.hidden_dim=32",
 ]
 MIXER = dict(num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
+PLAIN = ["--config.model.scan=false", "--config.model.remat=false"]  # which compile faster, of one block
 ROWS = [f"--config.data.{name}={rows}" for name, rows in (("train", "all[:70%]"), ("eval", "all[70%:]"), ("test", ""))]
 OVERRIDES = {
-    "digits.py": [],
+    "digits.py": ["--config.model.num_blocks=1"],
     "distil.py": ["--config.task.teacher={teacher}", "--config.model.num_blocks=1"],
     "mnist.py": ["--config.data.source=idx:{idx}"],
     "mixer_b16.py": PHOTOS,
     "mixer_b16.py:imagenet2012": PHOTOS,
     "mixer_imagenet.py": PHOTOS,
-    "photos.py": [*DIGITS, "--config.batch_size=4", "--config.eval_batch_size=6"],
+    "photos.py": PHOTOS,
     "photos.py:finetune": [*PHOTOS, "--config.init_from="],
-    "mixer_imagenet.py:S/32": PHOTOS,
+    "mixer_imagenet.py:S/32": [*PHOTOS, *PLAIN],
+    "resmlp_imagenet.py:S12": [*PHOTOS, "--config.model.patch_size=56"],
+    "resmlp_finetune.py:flowers,S12": [
+        *PHOTOS,
+        "--config.model.patch_size=56",
+        "--config.init_from=",
+        "--config.data.train_ops=decode_crop(224)|normalize",  # the whole of it is that of resmlp_imagenet.py
+    ],
+    "gmlp_imagenet.py:Ti16": [*PHOTOS, *PLAIN, "--config.model.patch_size=56"],
+    "mixer_nano.py": PHOTOS,
     "tabular.py": [],
     "tabular.py:original": [
         *ROWS,
@@ -76,25 +93,32 @@ def test_no_config_is_left_out():
     assert files == {name.partition(":")[0] for name in OVERRIDES}
 
 
-@pytest.mark.parametrize("name", OVERRIDES)
-def test_it_runs_for_two_steps_and_one_evaluation(name, idx, teacher, tmp_path):
-    flags = [flag.format(idx=idx, teacher=teacher) for flag in OVERRIDES[name]]
-    result = command(
-        "main",
-        f"--config=configs/{name}",
-        f"--workdir={tmp_path}",
-        "--config.steps=2",
-        "--config.optim.warmup_steps=1",
-        *flags,
-    )
-    assert result.returncode == 0, result.stderr
-    *_, evaluation = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def parsed(name, *flags):
+    _, _, config = config_file.take([f"--config=configs/{name}", *flags])
+    return config
+
+
+def check_run(workdir, told):
+    *_, evaluation = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
-    assert re.search(
-        r"done: step 2 is the best, .*(accuracy|loss) [\d.]+; use the model: python -m .*predict", result.stdout
-    )
+    assert re.search(r"done: step 2 is the best, .*(accuracy|loss) [\d.]+; use the model: python -m .*predict", told)
     assert any(metric.endswith("/accuracy") for metric in evaluation)
-    assert (tmp_path / "checkpoints/2").is_dir()
+    assert (workdir / "checkpoints/2").is_dir()
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_it_runs_for_two_steps_and_one_evaluation(name, idx, teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = [flag.format(idx=idx, teacher=teacher) for flag in OVERRIDES[name]]
+    train_and_evaluate(parsed(name, *flags, "--config.steps=2", "--config.optim.warmup_steps=1"), tmp_path)
+    check_run(tmp_path, capsys.readouterr().out)
+
+
+def test_the_command_does_the_same(tmp_path):
+    flags = ["--config.steps=2", "--config.optim.warmup_steps=1"]
+    result = command("main", "--config=configs/digits.py", f"--workdir={tmp_path}", *flags)
+    assert result.returncode == 0, result.stderr
+    check_run(tmp_path, result.stdout)
 
 
 def test_the_evaluation_is_named_in_one_place():
@@ -134,3 +158,74 @@ def test_the_imagenet_config_counts_300_epochs():
     config = importlib.import_module("configs.mixer_imagenet").get_config("L/16")
     assert config.model.name == "Mixer-L/16"
     assert config.steps * config.batch_size == pytest.approx(300 * 1_281_167, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch_size", "rate"),
+    [
+        *((f"resmlp_imagenet.py:{size}", 400, 2048, 5e-3) for size in ("S12", "S24", "S36", "B24", "B24/16")),
+        *((f"resmlp_finetune.py:{data}", 1000, 768, 5e-6) for data in ("cifar10", "cifar100", "flowers", "cars,S12")),
+        *((f"gmlp_imagenet.py:{size}", 300, 4096, 1e-3) for size in ("Ti16", "S16", "B16")),
+        ("mixer_nano.py:wide", 300, 128, 1e-3),
+    ],
+)
+def test_each_choice_of_a_recipe_is_of_parts_that_there_are(name, epochs, batch_size, rate, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parsed(name)
+    run = Config.of(config)
+    examples = {"tfds:imagenet2012": 1_281_167, "tfds:oxford_flowers102": 2_040, "tfds:cars196": 8_144}
+    epoch = examples.get(run.data["source"], 50_000) / batch_size
+    assert (run.batch_size, run.optim["learning_rate"]) == (batch_size, rate)
+    assert run.steps / epoch == pytest.approx(epochs, rel=1.1e-3)
+    models.create(**{**run.model, "num_classes": 10})
+    images.parse(run.data["train_ops"], "train_ops")
+    images.parse(run.data["eval_ops"], "eval_ops")
+    _, found = specs.call(optim.create, run.optim, "config.optim", steps=run.steps)
+    assert found(run.optim["warmup_steps"]) == pytest.approx(rate, rel=1e-3)
+    assert found(run.steps) <= rate / 100
+    if run.init_from:
+        registry.find(run.init_from)
+
+
+def test_the_smallest_recipe_has_as_many_parameters_as_it_says():
+    config = importlib.import_module("configs.mixer_nano")
+    for width, expected in (("small", 671_626), ("wide", 1_132_170)):
+        model = models.create(**config.get_config(width).model, num_classes=10)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["S12", "S24", "S36", "B24"])
+def test_one_update_of_the_published_recipe_at_full_augmentation(size, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        folder = tmp_path / "photos" / f"class_{i % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        coarse.resize((400, 300), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    flags = [
+        f"--config.data.source=folder:{tmp_path / 'photos'}",
+        "--config.data.train=all",
+        "--config.data.eval=all",
+        "--config.steps=1",
+        "--config.optim.warmup_steps=0",
+        "--config.batch_size=16",
+        "--config.eval_batch_size=16",
+        "--config.model.num_blocks=2",
+        "--config.model.hidden_dim=24",
+        "--config.loader.workers=0",
+        "--config.log_every=1",
+    ]
+    config = parsed(f"resmlp_imagenet.py:{size}", *flags)
+    state = train_and_evaluate(config, tmp_path / "run")
+    before = assemble(Config.of(config)).fresh_state()
+    line, *_ = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == 1
+    assert np.isfinite([line["loss"], line["grad_norm"]]).all()
+    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), state.params, before.params)
+    # The head's kernel starts anew, and LAMB moves it by the rate times its own length.
+    head, start = (np.asarray(one.params["head"]["kernel"]) for one in (state, before))
+    assert np.linalg.norm(head - start) == pytest.approx(5e-3 * np.linalg.norm(start), rel=0.02)
+    assert all(0 < leaf <= 0.0051 for leaf in jax.tree.leaves(moved))

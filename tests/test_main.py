@@ -55,7 +55,6 @@ def run(workdir, *flags, config="configs/digits.py"):
         ),
         ("--config.seed=-1", ["config: seed is -1; it must be from 0"]),
         ("--config.loader.threads=-2", ["config.loader: threads is -2; it must be"]),
-        ("--config.data.views=3", ["config.batch_size is 64, no multiple of config.data.views (3)"]),
         ("--config.data.views=0", ["config.data.views is 0; it must be 1 or more"]),
         ("--config.data.on_bad_example=ignore", ["config.data.on_bad_example: 'ignore' is not known", "skip, stop"]),
         (

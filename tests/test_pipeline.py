@@ -15,10 +15,10 @@ import grain
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import DATA, ROOT, environment
 from vit_jax_mixer import specs
 from vit_jax_mixer.data import permutation
-from vit_jax_mixer.data.order import Order, shuffled
+from vit_jax_mixer.data.order import Order, Views, shuffled
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, indices_of, train_order
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError
@@ -240,6 +240,30 @@ def test_views_follow_each_other_with_draws_of_their_own():
     assert len(set(np.concatenate([batch["draw"] for batch in found]))) == 30
     parts = [train_order(data, seed=7, batch_size=6, share=Share(p, 2))[1] for p in range(2)]
     np.testing.assert_array_equal(np.concatenate([part["draw"] for part in parts]), found[1]["draw"])
+
+
+@pytest.mark.parametrize("case", ["n10/epoch0", "n600/epoch0", "n600/epoch1"])
+def test_repeated_augmentation_has_the_order_of_the_original_until_that_leaves_off(case):
+    reference = np.load(DATA / "repeated_augmentation_reference.npz")
+    of_both = lambda name: np.stack([reference[f"{case}/rank{r}{name}"] for r in range(2)], 1).ravel()
+    drawn = reference[f"{case}/permutation"].tolist()
+    ours = Views(grain.MapDataset.source(drawn), 3)
+    shown = np.array([ours[i] for i in range(3 * len(drawn))])
+    np.testing.assert_array_equal(shown, of_both("/untruncated"))  # its replicas take turns
+    # Its epoch ends after as many images as there are examples, or some fewer, so with a third of them; ours with all.
+    epoch = of_both("")
+    np.testing.assert_array_equal(shown[: len(epoch)], epoch)
+    assert len(epoch) <= len(drawn)
+    assert len(set(epoch)) == -(-len(epoch) // 3)
+    assert set(shown) == set(range(len(drawn)))
+
+
+def test_the_views_of_an_example_may_lie_in_two_batches():
+    batches = [train_order(dataset(views=3), seed=7, batch_size=4, share=Share(0, 1))[step] for step in range(6)]
+    whole = [train_order(dataset(views=3), seed=7, batch_size=6, share=Share(0, 1))[step] for step in range(4)]
+    for name in ("id", "draw"):
+        found, expected = (np.concatenate([batch[name] for batch in one]) for one in (batches, whole))
+        np.testing.assert_array_equal(found, expected)
 
 
 def bad_transform(example, rng):

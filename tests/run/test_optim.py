@@ -61,6 +61,12 @@ def test_adam_takes_a_first_step_of_the_rate_in_the_gradients_direction():
     np.testing.assert_allclose(found["Dense_0"]["bias"], 0.5, rtol=1e-5)
 
 
+def test_adam_with_l2_reads_the_gradient_of_the_penalty_too():
+    grads = jax.tree.map(lambda x: 3 * x, PARAMS)
+    penalised = jax.tree.map(lambda grad, x: grad + 0.1 * x, grads, PARAMS)
+    assert_same(updates(grads, optimizer="adam(l2=0.1, eps=1.0)"), updates(penalised, optimizer="adam(eps=1.0)"))
+
+
 @pytest.mark.parametrize(
     ("variant", "arguments", "clip_norm"),
     [

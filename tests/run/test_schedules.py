@@ -33,6 +33,17 @@ def test_the_rates_are_those_of_the_tabular_mixers_document(case, spec, warmup, 
     np.testing.assert_allclose(found[:100], reference[f"{case}/{name}"], rtol=1e-5, atol=1e-6 * of_case["lr"])
 
 
+@pytest.mark.parametrize("case", ["resmlp_400", "short"])
+def test_the_rates_are_those_of_deit_at_whole_epochs(case):
+    reference = np.load(DATA / "deit_schedule_reference.npz")
+    settings = json.loads(str(reference["settings"]))
+    epochs, warm = (settings["cases"][case][name] for name in ("epochs", "warmup_epochs"))
+    spec, warmup = f"cosine(floor=1e-5, offset={warm * 7})", "from_rate(1e-6)"
+    found = rates(spec, epochs * 7, warm * 7, peak=5e-3, warmup=warmup)[::7]
+    np.testing.assert_allclose(found[:epochs], reference[f"{case}/value"][:epochs], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found[-1], 1e-5, rtol=1e-5)  # at the end
+
+
 def test_restarts_grow_to_the_end_of_the_longest_run():
     rate = schedules.create(1.0, schedule="restarts(3, factor=1000)", warmup_steps=0, steps=2**31 - 1)
     begins = np.array([0, 3, 3003, 3003003])
@@ -62,6 +73,8 @@ def test_a_warm_up_of_one_step_or_none():
         ("restarts(first=0)", {}, "first is 0; it must be from 1"),
         ("restart", {}, "'restart' is not known; did you mean 'restarts'"),
         ("linear(0.1)", {}, "has too many arguments; linear takes none"),
+        ("cosine", {"warmup": "from_rate(first=1)"}, r"from_rate\(1.0\) is above config.optim.learning_rate \(0.5\)"),
+        ("cosine(offset=-1)", {}, "offset is -1; it must be from 0"),
         ("cosine", {"warmup": "from_nil"}, "config.optim.warmup: 'from_nil' is not known; did you mean"),
     ],
 )

@@ -59,7 +59,7 @@ def get_config() -> Any:
     # The same for evaluation.
     config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
 
-    config.data.views = 1  # times that an example follows itself in a batch, augmented anew each time
+    config.data.views = 1  # times that an example follows itself, augmented anew each time
     config.data.on_bad_example = "stop"  # or 'skip': take another, and list the bad one in the workdir
 
     config.loader = ConfigDict()  # each process of the run has its own
@@ -71,11 +71,11 @@ def get_config() -> Any:
     config.optim = ConfigDict()
     config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', 'lamb(...)', 'lars(...)'
     config.optim.learning_rate = 0.03  # the highest, after the warm-up
-    # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'cosine(decay_steps=900, floor=1e-6)', or
+    # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'cosine(decay_steps=900, floor=1e-6, offset=0)', or
     # 'restarts(first=500, factor=2)': cosines, one after another.
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 500  # steps in which the rate grows linearly
-    config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', so that it has not
+    config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', or 'from_rate(1e-6)'
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
     config.optim.noise = ""  # added to the clipped gradient: 'gaussian(eta=0.01, gamma=0.55)'; '' for none
 

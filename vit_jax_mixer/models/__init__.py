@@ -52,6 +52,11 @@ def _resmlp(num_blocks: int, patch_size: int, hidden_dim: int, layerscale_init: 
     return Entry(ResMlp, sizes, (224, 224, 3))
 
 
+def _gmlp(hidden_dim: int) -> Entry:
+    """Return a gMLP of the paper's table 1; all of them have 30 blocks and an MLP ratio of 6."""
+    return Entry(GMlp, dict(num_blocks=30, patch_size=16, hidden_dim=hidden_dim), (224, 224, 3))
+
+
 MODELS: Mapping[str, Entry] = {
     "Mixer-S/32": _mixer(8, 32, 512),
     "Mixer-S/16": _mixer(8, 16, 512),
@@ -65,7 +70,10 @@ MODELS: Mapping[str, Entry] = {
     "ResMLP-S24": _resmlp(24, 16, 384, 1e-5),
     "ResMLP-S36": _resmlp(36, 16, 384, 1e-6),
     "ResMLP-B24": _resmlp(24, 8, 768, 1e-6),
-    "gMLP-S16": Entry(GMlp, dict(num_blocks=30, patch_size=16, hidden_dim=256), (224, 224, 3)),
+    "ResMLP-B24/16": _resmlp(24, 16, 768, 1e-6),
+    "gMLP-Ti16": _gmlp(128),
+    "gMLP-S16": _gmlp(256),
+    "gMLP-B16": _gmlp(512),
     "MnistMixer": Entry(MnistMixer, {}, (28, 28, 1), num_classes=10),
     "MlpMixer": Entry(MlpMixer, {}),
     "ResMlp": Entry(ResMlp, {}),

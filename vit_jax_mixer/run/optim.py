@@ -40,7 +40,7 @@ def create(
         optimizer: a spec as ``sgd(momentum=0.9)``, ``adam(b2=0.99)``, ``adamw(weight_decay=0.1)``, ``lamb(...)``.
         learning_rate: the highest, reached at the end of the warm-up.
         schedule: what follows the warm-up, a spec of `schedules.SCHEDULES`.
-        warmup: how the rate rises, a name of `schedules.WARMUPS`.
+        warmup: how the rate rises, a spec of `schedules.WARMUPS`.
         warmup_steps: steps in which it does.
         clip_norm: largest global norm of the gradient; 0 for no limit.
         noise: what is added to the clipped gradient, a spec of `NOISES`; '' for nothing.
@@ -146,10 +146,14 @@ def adam(
     eps_root: NotNegative = 0.0,
     mu_dtype: str | None = None,
     nesterov: bool = False,
+    l2: NotNegative = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980); the fields are those of `adamw`, and optax's."""
-    mu_type = _float(mu_dtype, "mu_dtype")
-    return Elementwise(*optax.adam(learning_rate, b1, b2, eps, eps_root, mu_type, nesterov=nesterov))
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980); the fields are those of `adamw`, and optax's.
+
+    ``l2`` times the parameters is added to the gradient, of all of them: what PyTorch's Adam calls weight decay.
+    """
+    update = optax.adam(learning_rate, b1, b2, eps, eps_root, _float(mu_dtype, "mu_dtype"), nesterov=nesterov)
+    return Elementwise(*(optax.chain(optax.add_decayed_weights(l2), update) if l2 else update))
 
 
 def adamw(

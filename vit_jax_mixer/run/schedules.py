@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax_mixer import plugins, specs
+from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.specs import Count, Within
 
@@ -23,7 +23,7 @@ def create(peak: float, *, schedule: str, warmup: str = "from_zero", warmup_step
     Args:
         peak: the highest rate.
         schedule: a spec of `SCHEDULES`, what follows the warm-up.
-        warmup: a name of `WARMUPS`.
+        warmup: a spec of `WARMUPS`, how the rate rises.
         warmup_steps: length of the warm-up; 0 for none.
         steps: length of the run.
 
@@ -34,7 +34,7 @@ def create(peak: float, *, schedule: str, warmup: str = "from_zero", warmup_step
         raise UserError(
             f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
         )
-    rises = plugins.lookup(WARMUPS, warmup, "config.optim.warmup")(peak, max(warmup_steps, 1))
+    rises = specs.build(WARMUPS, warmup, "config.optim.warmup", peak=peak, steps=max(warmup_steps, 1))
     follows = specs.build(SCHEDULES, schedule, "config.optim.schedule", peak=peak, steps=steps - warmup_steps)
     return optax.join_schedules([rises, follows], [warmup_steps])
 
@@ -45,6 +45,7 @@ def cosine(
     *,
     decay_steps: Annotated[int | None, Within(1, 2**31 - 1)] = None,
     floor: NotNegative = 0.0,
+    offset: Annotated[int, Within(0, 2**30)] = 0,
 ) -> optax.Schedule:
     """Half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, of one cycle).
 
@@ -54,8 +55,11 @@ def cosine(
         decay_steps: in which it falls; where they are fewer, the floor stays for the rest, as in the "sharp"
             cosine of the tabular Mixer's document, whose decay takes 15 % of the run. None for all ``steps``.
         floor: the rate that it falls to.
+        offset: steps of it that are over as it begins, and count in ``decay_steps``: those of the warm-up in timm's
+            cosine, which DeiT and ResMLP train with.
     """
-    return optax.cosine_decay_schedule(peak, decay_steps or steps, _share(floor, peak, "cosine"))
+    falls = optax.cosine_decay_schedule(peak, decay_steps or steps + offset, _share(floor, peak, "cosine"))
+    return (lambda step: falls(step + offset)) if offset else falls
 
 
 def restarts(
@@ -86,6 +90,15 @@ def restarts(
     return rate
 
 
+def from_rate(peak: float, steps: int, first: NotNegative = 1e-6) -> optax.Schedule:
+    """Of update s, counted from 0, ``first + (peak - first) s / steps``: timm's warm-up."""
+    if first > peak:
+        raise UserError(
+            f"config.optim.warmup: from_rate({first}) is above config.optim.learning_rate ({peak}); lower it."
+        )
+    return optax.linear_schedule(first, peak, steps)
+
+
 def _share(floor: float, peak: float, name: str) -> float:
     """Return the floor as a share of the peak."""
     if floor > peak:
@@ -103,12 +116,13 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
 }
 
-# (highest rate, steps of the warm-up, 1 or more) -> schedule
-WARMUPS: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+# (peak=highest rate, steps=steps of the warm-up, 1 or more, ...) -> schedule
+WARMUPS: Mapping[str, Callable[..., optax.Schedule]] = {
     # Of update s, counted from 0, it is s / steps of the highest: the first changes nothing.
     "from_zero": lambda peak, steps: optax.linear_schedule(0.0, peak, steps),
     # (s + 1) / steps: the last of the warm-up has the highest rate, as in the tabular Mixer's document.
     "from_one": lambda peak, steps: optax.linear_schedule(peak / steps, peak, max(steps - 1, 1)),
+    "from_rate": from_rate,
     # The highest from the first on, which the schedule only waits for: what that document's restarts do.
     "none": lambda peak, steps: optax.constant_schedule(peak),
 }

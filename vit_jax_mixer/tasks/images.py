@@ -65,12 +65,7 @@ def image_data(run: Config, *, labels: bool = True, crops: Mapping[str, Crops] |
             evaluation where the data have classes.
         crops: the fields of a training example, in the place of 'image' by ``config.data.train_ops``.
     """
-    data = specs.call(ImageData, run.data, "config.data", labels=labels, crops=crops or {})
-    if run.batch_size % data.train.views:
-        raise UserError(
-            f"config.batch_size is {run.batch_size}, no multiple of config.data.views ({data.train.views}); change one."
-        )
-    return data
+    return specs.call(ImageData, run.data, "config.data", labels=labels, crops=crops or {})
 
 
 def describe(run: Config, data: "ImageData", *, num_classes: int, probabilities: str = "softmax") -> Images:
