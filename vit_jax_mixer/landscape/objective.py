@@ -55,10 +55,10 @@ class Objective:
         flat, self._unravel = ravel_pytree(params)
         self.size, self.dtype = flat.size, np.dtype(flat.dtype)
 
-        def product(params: Tree, direction: Tree, batch: Any, number: Any) -> tuple[Tree, jax.Array]:
+        def product(params: Tree, vector: jax.Array, batch: Any, number: Any) -> tuple[jax.Array, jax.Array]:
             gradient = lambda params: jax.grad(loss, has_aux=True)(params, batch, number)
-            _, curved, weight = jax.jvp(gradient, (params,), (direction,), has_aux=True)
-            return jax.tree.map(lambda x: weight * x, curved), weight
+            _, curved, weight = jax.jvp(gradient, (params,), (self._unravel(vector),), has_aux=True)
+            return weight * ravel_pytree(curved)[0], weight
 
         def row(params: Tree, one: Tree, other: Tree, batch: Any, number: Any, a: Any, bs: Any) -> Any:
             def at(b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,12 +73,12 @@ class Objective:
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """Return the Hessian times a vector, [P]."""
-        direction = self._unravel(jnp.asarray(vector, self.dtype))
         # Sums of many batches are kept as exact as those of one.
         total, weights = np.zeros(self.size, np.float64), 0.0
         for number, batch in enumerate(self._batches):
-            curved, weight = self._product(self.params, direction, batch, number)
-            total += np.asarray(ravel_pytree(curved)[0], np.float64)
+            with jax.default_matmul_precision("float32"):  # an accelerator's faster one is not symmetric enough
+                curved, weight = self._product(self.params, vector.astype(self.dtype), batch, number)
+            total += np.asarray(curved, np.float64)
             weights += float(weight)
         return total / weights
 
