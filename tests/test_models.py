@@ -195,3 +195,13 @@ def test_the_command_prints_parameters_and_cost():
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()[1:]}
     assert rows["Mixer-B/16"][2:4] == ["59,880,472", "25.33"]
     assert rows["MnistMixer"][2] == "1,379,578"
+
+
+def test_where_no_cpu_can_analyse_a_program_its_flop_are_not_known(monkeypatch):
+    def no_cpu(**_):
+        raise RuntimeError("Unknown backend cpu")  # as with JAX_PLATFORMS=cuda
+
+    model = models.create("Mixer-S/32", num_classes=10)
+    assert models.forward_flop(model, (32, 32, 3)) > 1e7
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    assert models.forward_flop(model, (32, 32, 3)) == 0

@@ -53,6 +53,7 @@ def warnings_in(outputs):
     return [output.text for output in outputs if output.get("name") == "stderr" and "Warning" in output.text]
 
 
+@pytest.mark.slow
 def test_finetune(run, tmp_path):
     values, outputs = run(
         "finetune",

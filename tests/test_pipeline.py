@@ -196,8 +196,10 @@ def test_evaluation_counts_every_example_once(batch_size, processes):
     assert rows == -(-10 // batch_size) * batch_size
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(1, 0), (2, 0), (4, 0), (1, 2), *(pytest.param(n, 2, marks=pytest.mark.slow) for n in (2, 4))],
+)
 def test_three_epochs_are_the_same_for_any_number_of_processes_and_workers(processes, workers):
     """Each example occurs three times, and a step read directly is that step read in sequence."""
     data, batch_size = dataset(20), 4

@@ -124,7 +124,7 @@ def test_blank_images_stand_in_for_data_that_are_not_here():
             open_source(bad, "train")
 
 
-@pytest.mark.parametrize("parallel", ["jit(fsdp=2)", "pmap"])
+@pytest.mark.parametrize("parallel", ["jit(fsdp=2)", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_the_plan_is_that_of_the_step_that_trains(parallel, tmp_path):
     run = dataclasses.replace(small(scan=True, hidden_dim=256), parallel=parallel, batch_size=512)
     there = dataclasses.replace(target("cpu"), shape=(2,))

@@ -156,7 +156,9 @@ def test_a_bad_spec_is_one_sentence_before_training(spec, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("spec", ["ridge(5)", "knn(20)", "knn(1, None)", "logistic"])
+@pytest.mark.parametrize(
+    "spec", ["ridge(5)", "knn(20)", "knn(1, None)", pytest.param("logistic", marks=pytest.mark.slow)]
+)
 def test_the_least_of_everything_has_a_score(spec):
     x = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]])
     (score,) = evaluate(spec, x, [0, 0, 0], x, [0, 0, 0], 1).values()  # one class
@@ -238,6 +240,7 @@ def test_probes_are_metrics_of_a_run(run):
     assert last["test/logistic"] > 0.8
 
 
+@pytest.mark.slow
 def test_probes_do_not_depend_on_the_batch_size_of_evaluation(run, tmp_path):
     config = small()
     config.eval_batch_size = 46

@@ -104,6 +104,7 @@ def test_a_device_without_memory_is_no_full_disk(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, disk, undisturbed):
     def watch():
         while not (tmp_path / "checkpoints/10").is_dir():

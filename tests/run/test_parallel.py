@@ -34,12 +34,14 @@ def eight(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "accum_steps"), CASES[1:])
 def test_on_eight_devices_ten_updates_are_the_same(eight, layout, accum_steps):
     first, found = (nested(np.load(eight / f"{name}_{parts}.npz")) for name, parts in (CASES[0], (layout, accum_steps)))
     assert_close(found, first)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_a_state_is_spread_evenly(eight):
     taken = json.loads((eight / "bytes.json").read_text())
     for model in ("Mixer-S/16", "Mixer-B/16"):
