@@ -102,6 +102,7 @@ def train_and_evaluate(
                         checkpoints.score(start, scores, whole=evaluate.is_whole(start))
                     if scores and not logged:
                         reports.evaluation(start, scores)
+                        reports.pictures(start, evaluate.pictures(start, state))
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
                     return state
@@ -128,6 +129,7 @@ def train_and_evaluate(
                         try:
                             if scores := evaluate(number, state):
                                 reports.evaluation(number, scores)
+                                reports.pictures(number, evaluate.pictures(number, state))
                         except Stopped:
                             stopped = interruption.agreed(number)
                     ends = stopping.reason(reports.evaluations, run.eval_every) if scores else ""

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,10 +57,17 @@ class Evaluator:
             scores |= {f"{name}_ema": value for name, value in of_mean.items()}
         return scores
 
+    def pictures(self, step: int, state: TrainState) -> Mapping[str, Any]:
+        """Return the task's pictures for the state after ``step`` updates."""
+        return self._task.pictures(self._outputs(step, state))
+
     def _is_due(self, name: str, step: int) -> bool:
         return self._run.evaluates_after(step, self._task.every.get(name, 1))
 
     def _scores(self, step: int, state: TrainState) -> dict[str, float]:
+        return self._task.evaluate(self._outputs(step, state))
+
+    def _outputs(self, step: int, state: TrainState) -> Callable[[str], Iterator[dict[str, Any]]]:
         def outputs(name: str) -> Iterator[dict[str, Any]]:
             dataset = self._task.eval_data[name]
             if not self._is_due(name, step):
@@ -76,7 +83,7 @@ class Evaluator:
             running = map(begin, ahead(batches, self._devices.put_batch))
             yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
 
-        return self._task.evaluate(outputs)
+        return outputs
 
 
 def ahead(items: Iterable[Any], begin: Callable[[Any], T], depth: int = 2) -> Iterator[T]:

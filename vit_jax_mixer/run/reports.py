@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ class Reports:
         self.evaluations[step] = scores
         self._console.evaluation(step, scores)
         self._speed.restart(step)
+
+    def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
+        """Take the pictures of an evaluation, by name."""
+        for name, picture in pictures.items():
+            self._log.picture(step, name, picture)
 
     def _report(self, fetched: Iterator[tuple[int, dict[str, float]]]) -> None:
         for step, metrics in fetched:

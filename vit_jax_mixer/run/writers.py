@@ -76,6 +76,7 @@ class Log:
             UserError: the workdir cannot be written.
         """
         self._files = []
+        self._workdir, self._say = workdir, say
         path = workdir / METRICS
         self._last: Scalars = {}
         self.evaluations: dict[int, Scalars] = {}  # by step, of those that the file has
@@ -101,6 +102,23 @@ class Log:
             self._files[0].write((json.dumps({"step": step, **scalars}) + "\n").encode())
             values = [_summaries.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
             self._event(step=step, summary=_summaries.Summary(value=values))
+
+    def picture(self, step: int, name: str, picture: Any) -> None:
+        """Write a picture, as Pillow has it, to TensorBoard and ``pictures/NAME_STEP.png``; a full disk is told of."""
+        if not self._files:
+            return
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        shown = _summaries.Summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=data.getvalue()
+        )
+        self._event(step=step, summary=_summaries.Summary(value=[_summaries.Summary.Value(tag=name, image=shown)]))
+        place = self._workdir / "pictures" / f"{name}_{step}.png"
+        try:
+            place.parent.mkdir(exist_ok=True)
+            files.write_atomically(place, data.getvalue())
+        except OSError as error:
+            self._say(f"cannot write {place} ({error.strerror}); the run goes on without it")
 
     def _event(self, **fields) -> None:
         """Write an event as TensorBoard reads it: a TFRecord."""

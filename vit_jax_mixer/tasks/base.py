@@ -122,3 +122,10 @@ class Task(abc.ABC):
         dataset that is not due in this evaluation it yields none, and its metrics are left out.
         Names begin with that of the dataset and a slash.
         """
+
+    def pictures(self, outputs: Callable[[str], Iterator[Outputs]]) -> Mapping[str, Any]:
+        """Return pictures by name, as Pillow has them, that go to the workdir and to TensorBoard with an evaluation.
+
+        ``outputs`` are as in `evaluate`, after which it is called.
+        """
+        return {}
