@@ -38,7 +38,7 @@ def test_the_rates_are_those_of_deit_at_whole_epochs(case):
     reference = np.load(DATA / "deit_schedule_reference.npz")
     settings = json.loads(str(reference["settings"]))
     epochs, warm = (settings["cases"][case][name] for name in ("epochs", "warmup_epochs"))
-    spec, warmup = f"cosine(floor=1e-5, offset={warm * 7})", "from_rate(1e-6)"
+    spec, warmup = "cosine(floor=1e-5, whole=True)", "from_rate(1e-6)"
     found = rates(spec, epochs * 7, warm * 7, peak=5e-3, warmup=warmup)[::7]
     np.testing.assert_allclose(found[:epochs], reference[f"{case}/value"][:epochs], rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(found[-1], 1e-5, rtol=1e-5)  # at the end
@@ -74,7 +74,7 @@ def test_a_warm_up_of_one_step_or_none():
         ("restart", {}, "'restart' is not known; did you mean 'restarts'"),
         ("linear(0.1)", {}, "has too many arguments; linear takes none"),
         ("cosine", {"warmup": "from_rate(first=1)"}, r"from_rate\(1.0\) is above config.optim.learning_rate \(0.5\)"),
-        ("cosine(offset=-1)", {}, "offset is -1; it must be from 0"),
+        ("cosine(whole=1)", {}, "whole is 1; it must be of type bool"),
         ("cosine", {"warmup": "from_nil"}, "config.optim.warmup: 'from_nil' is not known; did you mean"),
     ],
 )

@@ -56,6 +56,6 @@ def get_config(argument: str = "cifar10"):
     config.optim.learning_rate = 5e-6
     config.optim.warmup = "from_rate(1e-6)"
     config.optim.warmup_steps = 5 * examples // config.batch_size
-    config.optim.schedule = f"cosine(offset={config.optim.warmup_steps})"  # the warm-up counts
+    config.optim.schedule = "cosine(whole=True)"
     config.optim.clip_norm = 0.0
     return config

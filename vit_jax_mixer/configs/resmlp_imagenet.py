@@ -42,7 +42,7 @@ def get_config(size: str = "S12"):
     config.optim.learning_rate = 5e-3
     config.optim.warmup = "from_rate(1e-6)"
     config.optim.warmup_steps = 5 * epoch
-    config.optim.schedule = f"cosine(floor=1e-5, offset={5 * epoch})"  # the warm-up counts
+    config.optim.schedule = "cosine(floor=1e-5, whole=True)"
     config.optim.clip_norm = 1.0  # LAMB's own, in apex and timm
 
     config.eval_every = config.checkpoint.every = 5 * epoch

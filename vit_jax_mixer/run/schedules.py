@@ -4,6 +4,7 @@ Formulas are in updates made so far. A rate that a source gives by epochs is had
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -35,31 +36,35 @@ def create(peak: float, *, schedule: str, warmup: str = "from_zero", warmup_step
             f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
         )
     rises = specs.build(WARMUPS, warmup, "config.optim.warmup", peak=peak, steps=max(warmup_steps, 1))
-    follows = specs.build(SCHEDULES, schedule, "config.optim.schedule", peak=peak, steps=steps - warmup_steps)
+    known = {**SCHEDULES, "cosine": partial(cosine, warmup_steps)}
+    follows = specs.build(known, schedule, "config.optim.schedule", peak=peak, steps=steps - warmup_steps)
     return optax.join_schedules([rises, follows], [warmup_steps])
 
 
 def cosine(
+    warmup_steps: int,
     peak: float,
     steps: int,
     *,
     decay_steps: Annotated[int | None, Within(1, 2**31 - 1)] = None,
     floor: NotNegative = 0.0,
-    offset: Annotated[int, Within(0, 2**30)] = 0,
+    whole: bool = False,
 ) -> optax.Schedule:
     """Half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, of one cycle).
 
     Args:
+        warmup_steps: those before it.
         peak: the rate at its begin.
         steps: from the warm-up to the end of the run.
         decay_steps: in which it falls; where they are fewer, the floor stays for the rest, as in the "sharp"
             cosine of the tabular Mixer's document, whose decay takes 15 % of the run. None for all ``steps``.
         floor: the rate that it falls to.
-        offset: steps of it that are over as it begins, and count in ``decay_steps``: those of the warm-up in timm's
-            cosine, which DeiT and ResMLP train with.
+        whole: it begins with the run, and the warm-up is in the place of its first steps: timm's cosine, which DeiT and
+            ResMLP train with.
     """
-    falls = optax.cosine_decay_schedule(peak, decay_steps or steps + offset, _share(floor, peak, "cosine"))
-    return (lambda step: falls(step + offset)) if offset else falls
+    before = warmup_steps if whole else 0
+    falls = optax.cosine_decay_schedule(peak, decay_steps or steps + before, _share(floor, peak, "cosine"))
+    return (lambda step: falls(step + before)) if before else falls
 
 
 def restarts(
@@ -110,7 +115,7 @@ def _share(floor: float, peak: float, name: str) -> float:
 
 # (peak=highest rate, steps=steps after the warm-up, ...) -> schedule
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
-    "cosine": cosine,
+    "cosine": partial(cosine, 0),
     "restarts": restarts,
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
     "constant": lambda peak, steps: optax.constant_schedule(peak),
