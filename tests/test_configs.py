@@ -225,7 +225,7 @@ def test_one_update_of_the_published_recipe_at_full_augmentation(size, tmp_path,
     before = assemble(Config.of(config)).fresh_state()
     line, *_ = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert line["step"] == 1
-    assert np.isfinite([line["loss"], line["grad_norm"]]).all()
+    assert np.isfinite([line["train/loss"], line["train/grad_norm"]]).all()
     moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), state.params, before.params)
     # The head's kernel starts anew, and LAMB moves it by the rate times its own length.
     head, start = (np.asarray(one.params["head"]["kernel"]) for one in (state, before))
