@@ -25,9 +25,7 @@ def get_config(model=""):
     config.checkpoint.best = "min loss"
     if not model:
         return config
-    config.model.name = model
-    if not model.startswith("Mixer-"):
-        del config.model["dropout_rate"]
+    config.model = dict(name=model, dtype="bfloat16")
     config.data.train_ops = "decode_crop(224)|flip_lr|value_range(-1, 1)"
     config.steps = 250_000  # 400 epochs of 2,048 images
     config.batch_size = 2_048
