@@ -110,6 +110,13 @@ def task_of(config):
     return create(Config.of(config))
 
 
+def masked(config, **fields):
+    """Return the task of its masked rows."""
+    with config.unlocked():
+        config.task = {"name": "masked_rows", **fields}
+    return task_of(config)
+
+
 def test_class_weights_make_the_parts_of_a_batch_add_up_to_the_whole():
     config = small()
     config.task.class_weights = "balanced"
@@ -280,3 +287,85 @@ def test_the_document_s_system_is_one_config():
     assert shapes["MixerBlock_9"]["token_mixing"]["Dense_0"]["kernel"].shape == (10, 40)
     assert shapes["MixerBlock_9"]["channel_mixing"]["Dense_0"]["kernel"].shape == (198, 99)
     assert parts.task.data.encoding.whole
+
+
+# --- Masked patches before labels ---
+
+
+def test_of_masked_rows_numbers_alone_count():
+    config = small()
+    config.model.patch_size = 2
+    config.model.num_blocks, config.model.dropout_rate, config.model.stochastic_depth_rate = 1, 0.0, 0.0
+    task = masked(config)
+    task._numeric = np.array([True, False, True, True, True])
+    rng = np.random.default_rng(0)
+    told, rows = rng.normal(size=(2, 3, 2)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32)
+    mask = np.array([[1, 1, 1], [0, 1, 0]], np.float32)
+    away = np.square(told.reshape(2, 6)[:, :5] - rows)
+    means = np.stack([away[:, 0], away[:, 2:4].mean(1), away[:, 4]], 1)  # a code, and what fills the last patch, do not
+    errors, counted = task.errors(told, rows, mask)
+    np.testing.assert_allclose(errors, means * mask, rtol=1e-5)
+    np.testing.assert_array_equal(counted, mask)
+    task._numeric[4] = False
+    np.testing.assert_array_equal(task.errors(told, rows, mask)[1], mask * [1, 1, 0])
+
+
+def test_a_masked_evaluation_does_not_depend_on_batches():
+    task = masked(small())
+    rows = task.train_data.source.examples.rows[:6]
+    mask = jax.jit(task._fixed_mask)
+    whole = mask(rows)
+    np.testing.assert_array_equal(whole.sum(1), 5)
+    assert len(np.unique(whole, axis=0)) > 3
+    np.testing.assert_array_equal(np.concatenate([mask(rows[3:]), mask(rows[:3])]), np.roll(whole, 3, axis=0))
+    rows = {"errors": np.array([1.0, 2]), "counted": np.array([2.0, 4]), "of_means": np.array([4.0, 8])}
+    found = task.evaluate(lambda name: iter([rows, rows]))
+    assert (found["all[85%:]/loss"], found["all[85%:]/r2"]) == (0.5, 0.75)
+
+
+def test_a_mask_that_leaves_nothing_is_one_sentence():
+    with pytest.raises(UserError, match=r"mask_ratio 0.95 leaves none of the 10 patches of a row"):
+        masked(small(), mask_ratio=0.95)
+
+
+@pytest.mark.slow
+def test_what_masked_rows_learnt_begins_a_training_on_few_labels(rows_run, tmp_path):
+    rows = f"table:{rows_run}/rows.csv"
+
+    def run(workdir, **flags):
+        flags = {
+            "data.source": rows,
+            "steps": 60,
+            "eval_every": 60,
+            "optim.warmup_steps": 5,
+            "model.patch_size": 2,
+            "task.beside": "",
+            **flags,
+        }
+        result = command(
+            "main",
+            "--config=configs/tabular.py",
+            f"--workdir={tmp_path}/{workdir}",
+            *(f"--config.{name}={value}" for name, value in flags.items()),
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads((tmp_path / workdir / "metrics.jsonl").read_text().splitlines()[-1])
+
+    assert "all[85%:]/r2" in run("before", **{"task.name": "masked_rows", "task.mask_ratio": 0.5, "model.scan": True})
+    before = predictors.read(tmp_path / "before")
+    features = command("predict", f"--model={tmp_path}/before", f"--features={tmp_path}/f.npz", rows_run / "rows.csv")
+    assert features.returncode == 0, features.stderr
+    assert np.load(tmp_path / "f.npz")["features"].shape == (400, 32)
+    few = {"data.train": "all[:10%]", "init_from": f"{tmp_path}/before"}
+    assert "all[85%:]/accuracy" in run("after", **few, steps=2, **{"optim.learning_rate": 0.0, "optim.warmup_steps": 1})
+    assert predictors.read(tmp_path / "after").encoding == before.encoding  # not of the few
+    begun, learnt = open_model(f"{tmp_path}/after").params, open_model(f"{tmp_path}/before").params
+    jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in begun.items() if k != "head"}, learnt)
+    config = small(source=rows)
+    for field, value, message in (
+        ("target", "town", "reads the column 'town', which is the target here or in config.data.drop"),
+        ("scaling", "standard", "is 'standard', and that of config.init_from 'quantile'; set that"),
+    ):
+        config.init_from = f"{tmp_path}/before"
+        with config.unlocked(), pytest.raises(UserError, match=message):
+            task_of(type(config)({**config, "data": {**config.data, field: value}}))

@@ -23,7 +23,7 @@ class Rows(Predictor):
     """What a user of a model for rows must know.
 
     Attributes:
-        model: the fields of `models.create`.
+        model: the fields of `models.create`; with 0 classes it has features alone.
         encoding: how a row becomes f32[F], as `tables.encoding.Encoding` gives it.
         target: what is told of a row, as `tables.target.Target` gives it.
         source: where the weights come from.
@@ -52,7 +52,7 @@ class Rows(Predictor):
         if not isinstance(found.model, dict) or not isinstance(found.threshold_of, str):
             raise UserError(f"{where} cannot be read as the description of a model; mend it.")
         Encoding.of_json(found.encoding, where)
-        if Target.of_json(found.target, where).outputs != found.model.get("num_classes"):
+        if found.model.get("num_classes") not in (0, Target.of_json(found.target, where).outputs):
             raise UserError(f"{where}: num_classes of its model are not those of its target; mend it.")
         return found
 
@@ -91,6 +91,8 @@ class Rows(Predictor):
         logits, state = applied
         kept = state.get("intermediates", {}).get("pre_logits")
         found = {} if kept is None else {"features": jnp.asarray(kept, jnp.float32)}
+        if self.lack():
+            return found
         match self.wants.kind:
             case "number":
                 return found | {"logits": logits, "number": logits[:, 0] * self.wants.deviation + self.wants.mean}
@@ -137,8 +139,13 @@ class Rows(Predictor):
 
     # --- What it answers ---
 
+    def lack(self) -> str:
+        return "" if self.model["num_classes"] else f"has no head, so it does not tell {self.wants.name!r}"
+
     def answer(self, name: str, row: Mapping[str, np.ndarray]) -> "Told":
         features = row.get("features")
+        if self.lack():
+            return Told(name, self.wants.name, "", (), features)
         if self.wants.kind == "number":
             return Told(name, self.wants.name, float(row["number"]), (), features)
         names, p = self.wants.class_names, row["probabilities"].astype(float)

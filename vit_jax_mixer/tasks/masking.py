@@ -16,14 +16,19 @@ from vit_jax_mixer.errors import UserError
 
 
 def random_mask(key: jax.Array, examples: int, tokens: int, ratio: float) -> jax.Array:
-    """Return f32[B, N], 1 for that share of each example's tokens; as there, those that stay are rounded down."""
-    return mask_of(jax.random.uniform(key, (examples, tokens)), tokens - int(tokens * (1 - ratio)))
+    """Return f32[B, N], 1 for that share of each example's tokens."""
+    return mask_of(jax.random.uniform(key, (examples, tokens)), masked(tokens, ratio))
 
 
-def mask_of(noise: jax.Array, masked: int) -> jax.Array:
+def masked(tokens: int, ratio: float) -> int:
+    """Return how many tokens that share is; as there, those that stay are rounded down."""
+    return tokens - int(tokens * (1 - ratio))
+
+
+def mask_of(noise: jax.Array, count: int) -> jax.Array:
     """Return f32[B, N], 1 where a token is masked: those so many with the most noise, f32[B, N]."""
     rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
-    return (rank >= noise.shape[1] - masked).astype(jnp.float32)
+    return (rank >= noise.shape[1] - count).astype(jnp.float32)
 
 
 def mean_loss(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

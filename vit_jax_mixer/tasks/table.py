@@ -1,7 +1,7 @@
 """Rows of a table to classes or to a number."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import models, specs
+from vit_jax_mixer import models, predictors, pretrained, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Dataset
 from vit_jax_mixer.data.sources import Source, open_source
@@ -17,6 +17,7 @@ from vit_jax_mixer.data.sources.table import table_of
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.predictors.rows import Rows
+from vit_jax_mixer.pretrained import folder, trees
 from vit_jax_mixer.specs import Share
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
 
@@ -34,17 +35,25 @@ def create(
     specs.lookup(dict.fromkeys(("none", "balanced")), class_weights, "config.task.class_weights")
     specs.lookup(dict.fromkeys(("half", *CRITERIA)), threshold, "config.task.threshold")
     compared = baselines.parse(beside, "config.task.beside")
-    data = specs.call(TableData, run.data, "config.data", predict=predict)
-    fields = {**run.model, **_of_columns(run.model, data)}
-    model = specs.call(models.create, fields, "config.model", num_classes=data.target.outputs)
+    model, data, about = parts(run, predict)
+    if data.target.kind == "two" and data.eval_split:
+        about = dataclasses.replace(about, threshold_of=f"{data.eval_split}/threshold")
+    weighted = class_weights == "balanced"
+    return TableTask(model, data, about, weighted, label_smoothing, threshold, compared, run.init_from)
+
+
+def parts(run: Config, predict: str, *, head: bool = True) -> tuple[Any, "TableData", Rows]:
+    """Return the model, with a head or without, the data, and what users of the model must know."""
+    data = specs.call(TableData, run.data, "config.data", predict=predict, init_from=run.init_from)
+    fields, outputs = {**run.model, **_of_columns(run.model, data)}, data.target.outputs if head else 0
+    model = specs.call(models.create, fields, "config.model", num_classes=outputs)
     about = Rows(
-        model={**fields, "num_classes": data.target.outputs},
+        model={**fields, "num_classes": outputs},
         encoding=dataclasses.asdict(data.encoding),
         target=dataclasses.asdict(data.target),
         source=f"trained on {run.data['source']} {run.data['train']}",
-        threshold_of=f"{data.eval_split}/threshold" if data.target.kind == "two" and data.eval_split else "",
     )
-    return TableTask(model, data, about, class_weights == "balanced", label_smoothing, threshold, compared)
+    return model, data, about
 
 
 def _of_columns(model: Mapping[str, Any], data: "TableData") -> dict[str, Any]:
@@ -61,19 +70,30 @@ class TableData:
 
     Attributes:
         target: what is told of a row; fitted to the training rows, as is the encoding.
-        encoding: how a row becomes f32[F].
+        encoding: how a row becomes f32[F]; with weights to begin with, theirs.
         train: examples {'row': f32[F], 'label': i32[] or f32[]}.
         eval: the same for each evaluation, by the name of its split; the first one gives the threshold.
         eval_split: the name of the first; '' for none.
     """
 
     def __init__(
-        self, source: str, train: str, eval: str, test: str, target: str, drop: str, scaling: str, *, predict: str
+        self,
+        source: str,
+        train: str,
+        eval: str,
+        test: str,
+        target: str,
+        drop: str,
+        scaling: str,
+        *,
+        predict: str,
+        init_from: str,
     ) -> None:
         """Take ``config.data``; ``configs/tabular.py`` says what each field is.
 
         Raises:
-            UserError: an unknown source, split or column, or rows from which nothing can be learnt.
+            UserError: an unknown source, split or column, rows from which nothing can be learnt, or weights to begin
+                with that read other columns.
         """
         from vit_jax_mixer.data.tables import encoding, reading
         from vit_jax_mixer.data.tables import target as targets
@@ -92,7 +112,10 @@ class TableData:
         dropped = targets.drops(table, drop)
         labelled_rows, _, _ = self.target(table)
         seen = table if len(labelled_rows) == len(table) else table.take(labelled_rows)
-        self.encoding, said = encoding.fit(seen, (name, *dropped), scaling)
+        if init_from:
+            self.encoding, said = _encoding_of(init_from, (name, *dropped), scaling), []
+        else:
+            self.encoding, said = encoding.fit(seen, (name, *dropped), scaling)
         found = labelled(table, self.encoding, self.target)
         told = f"{source}: the target is {name}" + (f", {self.target.kind}" if self.target.kind != "two" else "")
         self.train = _in_memory(dataclasses.replace(found, notes=(told, *said, *found.notes)))
@@ -107,6 +130,27 @@ class TableData:
 def _in_memory(source: Source) -> Dataset:
     examples: Any = source.examples  # `tables.encoded.Encoded`, which needs pyarrow
     return Dataset(source, _whole, arrays=examples.arrays())
+
+
+def _encoding_of(init_from: str, left_out: Sequence[str], spec: str) -> Any:
+    """Return how the rows were encoded that pretrained weights have learnt from: to them, other numbers say nothing."""
+    path = pretrained.locate(trees.split(init_from)[0])
+    run = folder.run_of(path)
+    about = predictors.read(run) if (run / predictors.FILE).is_file() else None
+    if not isinstance(about, Rows):
+        raise UserError(
+            f"config.init_from is {init_from!r}, which is no model of rows with its {predictors.FILE}; give the "
+            "workdir or an export of one."
+        )
+    found = about.encodes
+    if read := [column.name for column in found.columns if column.name in left_out]:
+        raise UserError(
+            f"config.init_from reads the column {read[0]!r}, which is the target here or in config.data.drop; choose "
+            "another, or train without it."
+        )
+    if spec != found.scaling:
+        raise UserError(f"config.data.scaling is {spec!r}, and that of config.init_from {found.scaling!r}; set that.")
+    return found
 
 
 def _whole(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -125,6 +169,7 @@ class TableTask(Task):
         label_smoothing: float,
         threshold: str,
         beside: Mapping[str, Any],
+        init_from: str = "",
     ) -> None:
         self.model = model
         self.data = data
@@ -137,6 +182,7 @@ class TableTask(Task):
         self._label_smoothing = label_smoothing
         self._threshold = threshold
         self._beside = beside
+        self._init_from = init_from
         self._weights = _class_weights(data) if balanced else None
 
     def about(self) -> Rows:
@@ -147,6 +193,14 @@ class TableTask(Task):
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         return stacked.init(self.model, key, jnp.zeros((1, len(self.data.encoding.features)))), ()
+
+    def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
+        """Read ``init_from``, if set; the head stays new."""
+        if self._init_from:
+            fresh, loaded = stacked.unstack(params), pretrained.load(self._init_from)
+            filled = pretrained.fill(fresh, loaded, new=("head",), where=self._init_from)
+            params = stacked.stack(filled, params)
+        return params, extra
 
     def loss(
         self, params: Tree, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
