@@ -48,7 +48,7 @@ class MaskedRows(Task):
         # The document's scaling makes numbers of codes too.
         self._numeric = np.array([not codes or bool(data.encoding.whole) for _, codes in features])
         examples: Any = data.train.source.examples
-        self._means = np.mean(examples.rows, axis=0, dtype=np.float64).astype(np.float32)
+        self._means = np.asarray(np.mean(examples.rows, axis=0, dtype=np.float64), np.float32)
         if not self._numeric.any():
             raise UserError(
                 "the table has no column of numbers, which masked_rows tells; set config.task.name='table'."
@@ -93,7 +93,8 @@ class MaskedRows(Task):
     def told(self, params: Tree, rows: jax.Array, mask: jax.Array, **how: Any) -> jax.Array:
         """Return f32[B, N, P], what the model tells of patches if it does not see those of the mask, f32[B, N]."""
         tokens = masking.tokens(self.model, params["backbone"], rows, mask, params["mask_token"], **how)
-        return self._decoder.apply({"params": params["decoder"]}, tokens.astype(jnp.float32))
+        told: Any = self._decoder.apply({"params": params["decoder"]}, tokens.astype(jnp.float32))
+        return told
 
     def errors(self, told: jax.Array, rows: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return f32[B, N] twice: a masked patch's mean squared error over its numbers, and 1 where there is one."""
