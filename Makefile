@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test smoke lint clean
+.PHONY: train test smoke lint docs clean
 
 train: $(VENV)/installed  ## train a small Mixer on the embedded digits; resumes if stopped
 	$(BIN)/python -m vit_jax_mixer.main --config=configs/digits.py --workdir=runs/digits
@@ -22,6 +22,9 @@ lint: $(VENV)/installed-dev  ## what CI checks beside the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/installed-dev  ## the site of docs/, to site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf $(VENV)

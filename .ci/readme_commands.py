@@ -1,4 +1,4 @@
-"""Run the shell blocks of a Markdown file, one after the other: `python .ci/readme_commands.py README.md`.
+"""Run the shell blocks of Markdown files, one after the other: `python .ci/readme_commands.py README.md docs/using.md`.
 
 They run in this folder, with the `python` of this process. A block that a comment marks, as
 `<!-- not run: needs a download -->` on the line before it, is left out, and its reason is printed.
@@ -14,9 +14,15 @@ from pathlib import Path
 _BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]*) -->\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
 
 
-def main(path: str) -> None:
-    """Run the file's blocks; the first that fails ends it."""
+def main(*paths: str) -> None:
+    """Run the files' blocks; the first that fails ends it."""
     make_photos(Path("photos"))
+    for path in paths:
+        run(path)
+
+
+def run(path: str) -> None:
+    """Run a file's blocks."""
     ran = 0
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for block in _BLOCK.finditer(Path(path).read_text(encoding="utf-8")):
@@ -33,7 +39,7 @@ def main(path: str) -> None:
             check=False,
         )
         if done.returncode:
-            sys.exit(f"{block['code']}\nended with {done.returncode}:\n{done.stdout[-4000:]}")
+            sys.exit(f"{path}: {block['code']}\nended with {done.returncode}:\n{done.stdout[-4000:]}")
         first = block["code"].splitlines()[0]
         print(f"--- {time.perf_counter() - begun:.0f} s: {first} ...\n{done.stdout[-400:]}", flush=True)
         ran += 1
