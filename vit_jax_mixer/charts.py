@@ -3,6 +3,7 @@
 A leaf of the package, beside `drawing`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,12 +47,14 @@ def lines(
         left + (x - x_low) / (x_high - x_low) * (right - left),
         bottom - (y - y_low) / (y_high - y_low) * (bottom - top),
     )
-    for tick in np.linspace(0, 1, 6):
-        x, y = place(x_low + tick * (x_high - x_low), y_low + tick * (y_high - y_low))
+    for tick in _ticks(x_low, x_high):
+        x, _ = place(tick, y_low)
         draw.line((x, top, x, bottom), (235, 235, 235))
+        _write(picture, f"{tick:,.6g}", (x, bottom + 12), "middle", 10)
+    for tick in _ticks(y_low, y_high):
+        _, y = place(x_low, tick)
         draw.line((left, y, right, y), (235, 235, 235))
-        _write(picture, f"{x_low + tick * (x_high - x_low):.3g}", (x, bottom + 12), "middle", 10)
-        _write(picture, f"{y_low + tick * (y_high - y_low):.3g}", (left - 6, y), "right", 10)
+        _write(picture, f"{tick:,.6g}", (left - 6, y), "right", 10)
     draw.rectangle((left, top, right, bottom), outline=_GREY)
     if diagonal:
         ends = max(x_low, y_low), min(x_high, y_high)
@@ -130,6 +133,13 @@ def _span(values: Sequence[np.ndarray]) -> tuple[float, float]:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     return (low, high) if low < high else (low - 1, low + 1)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from ``low`` to ``high``: four to eleven multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * times for times in (1, 2, 5, 10) if (high - low) / (power * times) <= 7)
+    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _write(picture: Image.Image, text: str, place: tuple[float, float], align: str, size: int) -> None:

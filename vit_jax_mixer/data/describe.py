@@ -99,7 +99,8 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
         label, names = source.examples[index].get("label", "none"), dict(enumerate(source.class_names))
         name = names.get(label, f"label {label}")
         title = f"{drawing.short(name, 60)}  -  {drawing.short(Path(source.where(index)).name, 60)}"
-        sheet.paste(drawing.line(title, 10).crop((0, 0, sheet.width - 8, 14)), (4, y))
+        strip = drawing.line(title, 10)
+        sheet.paste(strip.crop((0, 0, min(strip.width, sheet.width - 8), 14)), (4, y))
     try:
         sheet.save(path, "PNG")
     except OSError as error:
