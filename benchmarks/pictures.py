@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -86,8 +87,8 @@ def _class_maps(trained: Trained) -> Image.Image:
     labels = np.array([source.examples[i]["label"] for i in range(40)])
     chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in (0, 3, 4, 7)]
     pixels = np.stack([read[i] for i in chosen])
-    scaled, _ = trained.ops.on_device(pixels)
-    maps = jax.device_get(class_maps.of_classes(trained.module, trained.params, scaled, labels[chosen]))
+    scaled, _ = trained.ops.on_device(jnp.asarray(pixels))
+    maps = jax.device_get(class_maps.of_classes(trained.module, trained.params, scaled, jnp.asarray(labels[chosen])))
     logits = maps.mean((1, 2))
     names = [source.class_names[labels[i]] for i in chosen]
     return _spaced(
