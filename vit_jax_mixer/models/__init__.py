@@ -19,6 +19,7 @@ from vit_jax_mixer.models.gmlp import GMlp
 from vit_jax_mixer.models.mixer import MlpMixer
 from vit_jax_mixer.models.mnist_mixer import MnistMixer
 from vit_jax_mixer.models.resmlp import ResMlp
+from vit_jax_mixer.models.seq2seq import Seq2Seq
 from vit_jax_mixer.models.tabular import TabularMixer
 
 FLOATS = ("float32", "bfloat16", "float16")  # types that can be computed in
@@ -79,6 +80,7 @@ MODELS: Mapping[str, Entry] = {
     "ResMlp": Entry(ResMlp, {}),
     "GMlp": Entry(GMlp, {}),
     "TabularMixer": Entry(TabularMixer, {}),
+    "Seq2Seq": Entry(Seq2Seq, {}),
 }
 
 
