@@ -4,18 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from tests.helpers import ROOT
-from vit_jax_mixer import command_line, models
+from vit_jax_mixer import command_line, models, specs
 from vit_jax_mixer.config_file import load
 from vit_jax_mixer.errors import UserError
 
 COMMON = "from configs import common\n\n\ndef get_config():\n    c = common.get_config()\n"
 
 
-def parse(*flags, file="configs/mixer_b16.py"):
+def parse(*flags, file="configs/mixer_b16.py") -> Any:  # a ConfigDict, whose fields are of any type
     return command_line.parse_flags(["main", f"--config={file}", *flags]).config
 
 
@@ -122,7 +123,8 @@ def test_an_argument_that_get_config_does_not_take_is_one_sentence(mine):
 # --- Fields by flags ---
 
 
-CLASSIFIERS = [n for n in models.MODELS if "num_classes" in models.MODELS[n].module.__dataclass_fields__]
+FIELDS = {name: specs.parameters_of(entry.module, ()) for name, entry in models.MODELS.items()}
+CLASSIFIERS = [name for name in models.MODELS if "num_classes" in FIELDS[name]]
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -130,8 +132,7 @@ def test_every_classifier_can_be_chosen_by_a_flag(name):
     sizes = {}
     if models.MODELS[name].image_shape is None:  # a bare family
         sizes = {"num_blocks": 2, "patch_size": 4, "hidden_dim": 8, "tokens_mlp_dim": 8, "channels_mlp_dim": 8}
-        taken = models.MODELS[name].module.__dataclass_fields__
-        sizes = {field: size for field, size in {**sizes, "layerscale_init": 0.1}.items() if field in taken}
+        sizes = {field: size for field, size in {**sizes, "layerscale_init": 0.1}.items() if field in FIELDS[name]}
     for file in ("configs/mixer_b16.py", "configs/digits.py", "configs/mnist.py"):
         flags = [f"--config.model.name={name}", *(f"--config.model.{field}={size}" for field, size in sizes.items())]
         fields = parse(*flags, file=file).model.to_dict()

@@ -49,6 +49,7 @@ def imported(path):
             yield from (alias.name for alias in node.names if alias.name in FILES)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports by dots"
+            assert node.module  # where there are no dots
             module = {"configs": "vit_jax_mixer.configs"}.get(node.module, node.module)
             for alias in node.names:
                 yield from (name for name in (f"{module}.{alias.name}", module) if name in FILES)
