@@ -26,9 +26,12 @@ class Numbers(Batches):
 DATA = Dataset(Source(range(500), (), str), lambda example, rng: example, batches=Numbers())
 
 
-def batches(start, share=Share(0, 1), seed=0):
+WHOLE = Share(0, 1)
+
+
+def batches(start, share=WHOLE):
     loader = Loader(0, 0, 0, share)
-    return loader.train_batches(DATA, seed=seed, batch_size=512, start=start)
+    return loader.train_batches(DATA, seed=0, batch_size=512, start=start)
 
 
 def test_lengths_pad_least():
@@ -43,7 +46,8 @@ def test_lengths_pad_least():
 
 def test_a_batch_has_one_of_a_few_shapes_and_about_as_many_positions():
     shapes = {batch["token"].shape for batch in itertools.islice(batches(0), 60)}
-    assert {length for _, length in shapes} == set(LENGTHS) and len(shapes) == len(LENGTHS) <= 4
+    assert {length for _, length in shapes} == set(LENGTHS)
+    assert len(shapes) == len(LENGTHS) <= 4
     assert all(512 - 4 * length < rows * length <= 512 and rows % 4 == 0 for rows, length in shapes)
     assert like_batch(DATA, 512)["token"].shape == max(shapes, key=lambda shape: shape[1])
 
