@@ -16,7 +16,6 @@ the training loss of the first 1,024 examples, its draws of dropout fixed.
 
 import contextlib
 import dataclasses
-import fcntl
 import io
 import itertools
 import json
@@ -283,6 +282,8 @@ def objective(task: Task, state: TrainState, examples: Any) -> Objective:
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Let one process at a time be here."""
+    import fcntl  # which Windows has not
+
     with (out / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

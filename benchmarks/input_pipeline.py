@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import io
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -102,6 +101,8 @@ def measure(batches: Iterator[int], seconds: float) -> list[float]:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process until now."""
+    import resource  # which Windows has not
+
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

@@ -90,9 +90,9 @@ def test_help_is_as_wide_as_the_terminal(columns, monkeypatch):
     lines = cli.in_columns(rows.items())
     assert max(map(len, lines)) <= columns
     assert " ".join(" ".join(lines).split()) == " ".join(" ".join(f"{a} {b}" for a, b in rows.items()).split())
-    filled = cli._filled("word " * 50 + "\n\nname    what it is")
+    filled = cli.filled("word " * 50 + "\n\nname    what it is")
     assert max(map(len, filled.splitlines())) <= columns
-    assert filled.endswith("\nname    what it is")
+    assert filled.endswith("\n  name  what it is")
 
 
 def test_help_ends_well_and_lists_the_fields_of_the_config():

@@ -28,6 +28,7 @@ _MODULE = flags.DEFINE_list(
     "module", [], "Modules that a model's description may name; of this folder, or installed.", flag_values=_COMMON
 )
 _SECONDS, _SECONDS_AFTER_ERROR = 60, 10  # that the end of the process may take
+program = ""  # that has all commands, where one was begun by it, as vit-mixer
 
 
 def run(
@@ -65,13 +66,13 @@ def _guarded(
 ) -> None:
     try:
         if any(re.fullmatch("--?help(short|full)?|-h|-[?]", word) for word in sys.argv[1:]):
-            print(_help(values), more_help(sys.argv), sep="\n")
+            print(*filter(None, [_help(values), more_help(sys.argv)]), sep="\n")
         else:
             _quiet()
             plugins.look_in(Path.cwd())
             main(parse(sys.argv) if parse else parse_flags(sys.argv, values))
     except (UserError, flags.Error) as error:
-        sys.exit("error: " + printable(error, keep="\n"))
+        sys.exit("error: " + typed(printable(error, keep="\n")))
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except BrokenPipeError:  # the reader has had enough, as in `... | head`
@@ -144,12 +145,18 @@ def _quiet() -> None:
 
 def _help(values: flags.FlagValues) -> str:
     """Return what the command's own text says, and its flags with what they are if not given."""
-    about = (sys.modules["__main__"].__doc__ or "").strip()
+    about = typed((sys.modules["__main__"].__doc__ or "").strip())
     flags_of = lambda each: [each[name] for name in sorted(each) if name not in ("flagfile", "undefok")]  # absl's own
     own = flags_of(values) + flags_of(_COMMON)
     shown = lambda flag: f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={flag.serialize().partition('=')[2]}"
     rows = {shown(flag): flag.help for flag in own}
-    return "\n".join([_filled(about), "", *in_columns(rows.items()), "", "Libraries log with --verbosity=0."])
+    return "\n".join([filled(about), "", *in_columns(rows.items()), "", "Libraries log with --verbosity=0."])
+
+
+def typed(text: str) -> str:
+    """Return a text with its commands as they are typed here: those of `program`, if it began this one."""
+    name = lambda match: f"{program} {'train' if match[1] == 'main' else match[1]}"
+    return re.sub(r"python -m vit_jax_mixer\.(\w+)", name, text) if program else text
 
 
 def in_columns(rows: Iterable[tuple[str, str]]) -> list[str]:
@@ -167,11 +174,18 @@ def in_columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     return text
 
 
-def _filled(text: str) -> str:
-    """Return paragraphs as wide as the terminal wants them; those with columns stay."""
-    keep = lambda paragraph: re.search(r"\S  |^ ", paragraph, re.MULTILINE)
-    fill = lambda paragraph: textwrap.fill(paragraph, _columns(), break_long_words=False, break_on_hyphens=False)
-    return "\n\n".join(part if keep(part) else fill(part) for part in text.split("\n\n"))
+def filled(text: str) -> str:
+    """Return paragraphs as wide as the terminal wants them, also those of two columns; what is indented stays."""
+
+    def fill(paragraph: str) -> str:
+        rows = [line.split("  ", 1) for line in paragraph.split("\n")]
+        if paragraph.startswith(" "):
+            return paragraph
+        if all(len(row) == 2 for row in rows):
+            return "\n".join(in_columns((left, right.strip()) for left, right in rows))
+        return textwrap.fill(paragraph, _columns(), break_long_words=False, break_on_hyphens=False)
+
+    return "\n\n".join(map(fill, text.split("\n\n")))
 
 
 def _columns() -> int:

@@ -5,6 +5,7 @@ within reach. Then the overrides are set, each as the field's type wants it. A m
 chosen by its name brings its own fields with it (`overrides`).
 """
 
+import ast
 import collections
 import importlib
 import importlib.abc
@@ -63,7 +64,7 @@ def take(argv: Sequence[str]) -> tuple[list[str], str, ConfigDict]:
         given[name] = value
     reference = given.pop(None, None)
     if not reference:
-        raise UserError(f"no --config given; choose one, as --config=configs/digits.py, of {_ours()}.")
+        raise UserError(f"no --config given; choose one, as --config=digits, of {', '.join(ours())}.")
     config = load(reference)
     plugins.allow_all_in(given)
     override(config, given)
@@ -74,13 +75,14 @@ def load(reference: str) -> ConfigDict:
     """Run a config file, once, and return what its ``get_config`` makes.
 
     Args:
-        reference: as ``configs/mixer_b16.py:cifar100``; a file of ours is also found from elsewhere.
+        reference: as ``configs/mixer_b16.py:cifar100``; a file of ours is also found from elsewhere, and by its
+            bare name, as ``mixer_b16:cifar100``.
 
     Raises:
         UserError: there is no such file or module, the file says so by a ValueError, or it sets or
             reads a field that its config does not have. What else goes wrong is a defect of the file.
     """
-    name, colon, argument = reference.partition(":")
+    name, argument = split(reference)
     path = _find(name)
     plugins.look_in(Path.cwd(), path.parent)  # for the whole run, and for the processes that it starts
     with _importable(path.parent), _told(path):
@@ -93,11 +95,11 @@ def load(reference: str) -> ConfigDict:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise UserError(f"{path} defines no function get_config; write one that returns the config.")
-        arguments = [argument] if colon else []
+        arguments = [] if argument is None else [argument]
         try:
             inspect.signature(get_config).bind(*arguments)
         except TypeError as error:
-            what = "takes no argument after a colon" if colon else "needs an argument, as in FILE:ARGUMENT"
+            what = "takes no argument after a colon" if arguments else "needs an argument, as in FILE:ARGUMENT"
             raise UserError(f"{path} {what}; its get_config{inspect.signature(get_config)} says which.") from error
         config = get_config(*arguments)
     if not isinstance(config, ConfigDict):
@@ -106,20 +108,36 @@ def load(reference: str) -> ConfigDict:
     return config.lock()
 
 
+def split(reference: str) -> tuple[str, str | None]:
+    """Return the file of ``FILE:ARGUMENT`` and the argument, None if there is none; a drive, as in C:/x.py, is none."""
+    found = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?", reference, re.DOTALL)
+    assert found is not None  # for any text
+    return found[1], found[2]
+
+
 def _find(name: str) -> Path:
     path = Path(name).expanduser()
-    ours = FOLDER / path.name
-    if not path.is_file() and path.parent in (Path("configs"), Path(".")) and ours.is_file():
-        path = ours
-    if not path.is_file():
-        raise UserError(f"there is no config file {name}; configs/ holds {_ours()}.")
-    if path.suffix != ".py":
+    named = [path] if path.suffix == ".py" else [path.with_name(f"{path.name}.py")] if path.name else []
+    named += [FOLDER / one.name for one in named if one.parent in (Path("configs"), Path("."))]
+    for one in named:
+        if one.is_file():
+            return one
+    if path.is_file():
         raise UserError(f"{name} is no config file, since it does not end in .py; name one, as configs/digits.py.")
-    return path
+    raise UserError(f"there is no config file {name}; configs/ holds {', '.join(ours())}.")
 
 
-def _ours() -> str:
-    return ", ".join(sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py"))
+def ours() -> dict[str, str]:
+    """Return our configs, by their bare names, each with the first line of what it says of itself."""
+    return {name: text.partition("\n")[0] for name, text in _texts().items()}
+
+
+def _texts() -> dict[str, str]:
+    return {path.stem: _text(path) for path in sorted(FOLDER.glob("*.py")) if path.name != "common.py"}
+
+
+def _text(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ""
 
 
 class _Ours(importlib.abc.MetaPathFinder):
@@ -194,10 +212,23 @@ def explain(argv: Sequence[str]) -> str:
     """Return the fields of the config that a command line names, each with its value and what it means."""
     words = [re.sub("^--?config=", "", word) for i, word in enumerate(argv) if _names_file(argv, i)]
     if not words:
-        return f"--config=FILE --help lists the fields of a config. configs/ holds {_ours()}."
-    comments = _comments()
+        return cli.filled(
+            f"--config=NAME --help lists the fields of a config. NAME is one of {', '.join(ours())}, or a file."
+        )
+    comments = fields()
     rows = [(f"--config.{name}={value}", comments.get(name, "")) for name, value in _flat(load(words[-1]))]
-    return "\n".join([f"Fields of {words[-1]}:", *cli.in_columns(rows)])
+    about = cli.typed(cli.filled(_text(_find(split(words[-1])[0]))))
+    return "\n".join(["", about, "", f"Fields of {words[-1]}:", *cli.in_columns(rows)])
+
+
+def listed() -> str:
+    """Return our configs, a line or two each: what it is, and what came of it, where its text has a Result."""
+    rows = []
+    for name, text in _texts().items():
+        result = re.search(r"^Result: (.*?)(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+        rows += [(name, text.partition("\n")[0]), *([("", " ".join(result[1].split()))] if result else [])]
+    more = "More of one, with its arguments and fields: --config=NAME --help. A file of your own will do as well."
+    return "\n".join([*cli.in_columns(rows), "", cli.filled(more)])
 
 
 def _names_file(argv: Sequence[str], i: int) -> bool:
@@ -212,7 +243,7 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _comments() -> dict[str, str]:
+def fields() -> dict[str, str]:
     """Return what configs/common.py says of each field: after it, or in the lines above."""
     comments, above = {}, []
     for line in (FOLDER / "common.py").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,7 @@
-"""Convert weights: `python -m vit_jax_mixer.convert SRC DST`, as Mixer-B_16.npz mixer.safetensors.
+"""Convert weights between formats.
+
+  python -m vit_jax_mixer.convert Mixer-B_16.npz mixer.safetensors
+  python -m vit_jax_mixer.convert runs/digits digits.npz
 
 Formats of DST go by the suffix: .npz, .safetensors, none for a folder of Orbax. SRC may be any of
 them, a PyTorch .pth, or a workdir; its names tell the family. Where it holds several trees of

@@ -1,4 +1,7 @@
-"""Evaluate a model: `python -m vit_jax_mixer.evaluate --model=runs/digits --data=tfds:sklearn_digits`.
+"""Evaluate a model on labelled examples.
+
+  python -m vit_jax_mixer.evaluate --model=runs/digits --data=tfds:sklearn_digits
+  python -m vit_jax_mixer.evaluate --model=runs/photos --data=folder:photos --split=val
 
 It prints how many images are classified right, the loss and the calibration error, and writes to --out,
 which is `evaluation` in the model's folder unless it is named:

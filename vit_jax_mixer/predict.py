@@ -1,4 +1,8 @@
-"""Ask a model about files: `python -m vit_jax_mixer.predict --model=runs/digits photos 'more/**/*.jpg'`.
+"""Ask a model about files: photos, or rows of a table.
+
+  python -m vit_jax_mixer.predict --model=runs/digits photos 'more/**/*.jpg'
+  python -m vit_jax_mixer.predict --model=runs/digits --csv photos > answers.csv
+  python -m vit_jax_mixer.predict --model=Mixer-B/16:imagenet1k --explain=maps cat.jpg
 
 What the files are is the affair of the model's kind. Images are files, folders, which are searched
 for .jpg, .jpeg, .png, .webp, .bmp and .gif, and patterns. They are taken in that order, those of a

@@ -1,4 +1,7 @@
-"""Write a teacher's logits for a run: `python -m vit_jax_mixer.teacher --config=configs/distil.py --out=runs/logits`.
+r"""Write a teacher's logits for a run of distillation.
+
+  python -m vit_jax_mixer.teacher --config=distil --out=runs/logits \
+      --config.task.teacher=runs/digits
 
 It takes the config of the run that is to learn from them, with the teacher in config.task.teacher, reads the
 run's images in its order, augmented as the student will see them, and writes the logits of config.steps

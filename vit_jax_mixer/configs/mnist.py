@@ -2,8 +2,9 @@
 
 python -m vit_jax_mixer.main --config=configs/mnist.py --config.data.source=idx:DIR
 
-On 2 CPU cores it takes 15 minutes and reaches 97.6 % test accuracy after the first epoch and 99.26 %
-at the end (README.md). The document gives the model; the optimizer and the shifts are ours.
+Result: 97.6 % test accuracy after the first epoch and 99.26 % at the end, after 15 minutes on 2 CPU cores.
+
+The document gives the model; the optimizer and the shifts are ours.
 """
 
 from configs import common

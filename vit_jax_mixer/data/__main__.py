@@ -1,4 +1,8 @@
-"""Look into a dataset: `python -m vit_jax_mixer.data SOURCE`, as folder:photos or tfds:cifar10.
+"""Look into a dataset.
+
+  python -m vit_jax_mixer.data folder:photos
+  python -m vit_jax_mixer.data folder:photos --check
+  python -m vit_jax_mixer.data tfds:cifar10 --build
 
 It prints the splits, classes, image sizes and the decoding speed, and draws a contact sheet of
 augmented examples. With --check it reads everything, with --profile it times the pipeline.

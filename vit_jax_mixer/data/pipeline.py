@@ -5,9 +5,7 @@ epoch. The batch of step ``s`` is its slice ``[s * B, (s + 1) * B)``, and an exa
 augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads the
 ``p``-th of ``P`` equal blocks of that same slice. So there is no iterator state: resuming is seeking.
 
-Examples that are arrays in memory (`Dataset.arrays`) are not made one by one: a batch is a gather of its rows. So
-are those whose batches have shapes of their own (`Dataset.batches`), as sentences by their length; what the batch of
-a step holds is then theirs to say, and still a function of (seed, step).
+Examples that are arrays in memory (`Dataset.arrays`) are not made one by one: a batch is a gather of its rows.
 """
 
 import dataclasses
@@ -28,14 +26,14 @@ import numpy as np
 from absl import flags
 
 from vit_jax_mixer.data import main_guard
-from vit_jax_mixer.data.groups import EMPTY, Batches
-from vit_jax_mixer.data.order import IS_EXAMPLE, Blocks, Order, Share, Views, shuffled
+from vit_jax_mixer.data.order import Blocks, Order, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.specs import Within
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
+IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
 SKIPPED = "_skipped"  # i64[B], inside the loader: the index of the bad example that a row replaces, or -1
 _TRIES = 100  # of finding another example for a bad one
 
@@ -54,7 +52,6 @@ class Dataset:
             field the rows [N, ...].
         beside: ``beside(positions, batch) -> batch`` adds what else is known of the rows of a training batch, by
             their positions i64[rows] in the order of training.
-        batches: examples in memory, and which of them come together; then nothing is transformed.
     """
 
     source: Source
@@ -63,7 +60,6 @@ class Dataset:
     skip_bad: bool = False
     arrays: Mapping[str, np.ndarray] | None = None
     beside: Callable[[np.ndarray, Batch], Batch] | None = None
-    batches: Batches | None = None
 
     def __len__(self) -> int:
         return len(self.source.examples)
@@ -150,14 +146,6 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
     return batches.map_with_index(lambda step, batch: add(step * batch_size + rows, batch)) if add else batches
 
 
-def like_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and types of a training batch; where there are several, of the longest examples."""
-    if dataset.batches is not None:
-        return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in dataset.batches.like(batch_size).items()}
-    example = first_example(dataset)
-    return {name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype) for name, one in example.items()}
-
-
 def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
     """Return an example as training batches have it."""
     batch = stack([dataset.get(0, np.random.default_rng(0))])
@@ -167,9 +155,6 @@ def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
     """Return which examples of the source the batch of a step holds, over all processes."""
-    if dataset.batches is not None:
-        indices, _ = dataset.batches.groups.train(seed, batch_size, step)
-        return [index for index in indices.tolist() if index != EMPTY]
     order: Any = _order(dataset, seed)
     return [int(order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
 
@@ -218,8 +203,6 @@ class Loader:
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
     ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
-        if dataset.batches is not None:
-            return dataset.batches.training(seed, batch_size, self.share, start)
         if dataset.arrays is not None:
             return _gathered(dataset, dataset.arrays, seed, batch_size, self.share, start)
         workers, threads = self.crew()
@@ -236,8 +219,6 @@ class Loader:
         The last batch is padded; so is a bad example's place, where such are skipped.
         """
         _check_some(dataset, "evaluation")
-        if dataset.batches is not None:
-            return dataset.batches.evaluation(batch_size, self.share)
         if dataset.arrays is not None:
             return _gathered_once(dataset, dataset.arrays, batch_size, self.share)
         count = -(-len(dataset) // batch_size) * batch_size

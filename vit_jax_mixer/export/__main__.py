@@ -1,4 +1,7 @@
-"""Export a trained model: `python -m vit_jax_mixer.export --model=runs/digits digits_export`.
+"""Export a trained model: StableHLO, ONNX, safetensors.
+
+  python -m vit_jax_mixer.export --model=runs/digits digits_export
+  python -m vit_jax_mixer.export --model=runs/digits --format=onnx digits_onnx
 
 The folder then holds the model as StableHLO, ONNX and safetensors, each checked against the model
 itself, and a model card that says how to run them. It appears when it is complete.

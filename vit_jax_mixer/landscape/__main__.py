@@ -1,4 +1,6 @@
-"""What the loss looks like around a trained model: `python -m vit_jax_mixer.landscape WORKDIR`.
+"""Show what the loss looks like around a trained model.
+
+  python -m vit_jax_mixer.landscape runs/digits
 
 It looks at the task's own loss of the first training examples of a run, with what the loss draws (augmentation,
 dropout) fixed, and writes to --out, which is `landscape` in the run's folder unless it is named:

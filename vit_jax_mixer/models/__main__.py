@@ -1,10 +1,13 @@
-"""Print each named model with its parameters and forward cost: `python -m vit_jax_mixer.models`."""
+"""List the models, with parameters and forward cost.
 
-import jax
-import jax.numpy as jnp
+  python -m vit_jax_mixer.models
+
+Their names are what config.model.name takes.
+"""
+
 from absl import flags
 
-from vit_jax_mixer import cli, models
+from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
 
 
@@ -12,6 +15,9 @@ def main(argv: list[str]) -> None:
     """Print the table."""
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag, and all models are listed; leave it out.")
+    # Imported here, so that --help need not wait for JAX.
+    from vit_jax_mixer import models
+
     print(f"{'model':<12}{'classes':>9}{'parameters':>14}{'GFLOP/image':>13}  input (H x W x channels)")
     for name, entry in models.MODELS.items():
         if entry.image_shape is None:  # a bare family: its sizes are the caller's
@@ -23,6 +29,11 @@ def main(argv: list[str]) -> None:
 
 def cost(name: str, image_shape: tuple[int, int, int], num_classes: int) -> tuple[int, float]:
     """Return the number of parameters and the forward FLOP of one image."""
+    import jax
+    import jax.numpy as jnp
+
+    from vit_jax_mixer import models
+
     model = models.create(name, num_classes)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), images)))

@@ -1,4 +1,7 @@
-"""Whether a run fits, and what it will cost: `python -m vit_jax_mixer.plan --config=FILE --target=v5e:16x16`.
+"""Say whether a run fits, and what it will cost.
+
+  python -m vit_jax_mixer.plan --config=mixer_imagenet:B/16 --target=v5e:16x16
+  python -m vit_jax_mixer.plan --config=digits --target=cpu
 
 It takes the command line of training, with --target: a TPU slice (v5e:16x16, v4:2x2x1; needs the
 extra `plan`), a number of GPUs (h100:8) or 'cpu' for this machine. Neither the accelerators nor the

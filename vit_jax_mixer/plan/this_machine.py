@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.hardware import Chip
 
 _SIDE = 2048  # of the matrices whose product is timed
@@ -29,7 +30,12 @@ def memory(limits: Path = Path("/sys/fs/cgroup")) -> float:
 
     Args:
         limits: folder of Linux's control groups, version 2 or 1.
+
+    Raises:
+        UserError: the system does not tell.
     """
+    if not hasattr(os, "sysconf"):  # as on Windows
+        raise UserError("how much memory this machine has cannot be told on this system; name another --target.")
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is none, or it is "max"

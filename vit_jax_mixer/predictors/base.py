@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax_mixer import models, plugins, pretrained, specs
+from vit_jax_mixer import cli, models, plugins, pretrained, specs
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source, open_source
@@ -158,7 +158,7 @@ class Predictor(abc.ABC):
         modules = ",".join(plugins.imported_of(told))
         words = [f"--model={workdir}", *([f"--module={modules}"] if modules else [])]
         words += ["--features=features.npz"] if self.lack() else []
-        return f"python -m vit_jax_mixer.predict {shlex.join(words)} {self.arguments}"
+        return f"{cli.typed('python -m vit_jax_mixer.predict')} {shlex.join(words)} {self.arguments}"
 
     def of_checkpoint(self, scores: Mapping[str, float]) -> Self:
         """Return it as it is for a checkpoint of a workdir, of those evaluation scores, as with its own threshold."""

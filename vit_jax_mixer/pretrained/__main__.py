@@ -1,4 +1,7 @@
-"""List the published weights: `python -m vit_jax_mixer.pretrained`; or fetch some: `... Mixer-B/16:imagenet21k`.
+"""List the published weights, or fetch some.
+
+  python -m vit_jax_mixer.pretrained
+  python -m vit_jax_mixer.pretrained Mixer-B/16:imagenet21k
 
 Fetched files are kept in the folder that the environment variable VIT_JAX_MIXER_CACHE names, or else in
 ~/.cache/vit_jax_mixer, and are not fetched again. The path is printed. An address (https://, gs://)

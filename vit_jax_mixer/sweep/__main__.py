@@ -1,4 +1,7 @@
-"""Many runs of one config, and one table: `python -m vit_jax_mixer.sweep FILE`.
+"""Run many variants of a config, and make one table.
+
+  python -m vit_jax_mixer.sweep sweep.toml
+  python -m vit_jax_mixer.sweep sweep.toml --at_once=2
 
 FILE is TOML: a config, seeds, and fields to vary (docs/sweeps.md). Each run is the ordinary command
 `python -m vit_jax_mixer.main` in its own folder below --out, which is runs/NAME of FILE unless it is named:
