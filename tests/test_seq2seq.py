@@ -8,6 +8,7 @@ import pytest
 from tests.helpers import assert_close
 from vit_jax_mixer import models
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import search
 from vit_jax_mixer.models.seq2seq import sinusoids
 
 TINY = dict(vocab_size=23, max_length=9, num_encoder_layers=2, num_decoder_layers=2, hidden_dim=16, mlp_dim=24)
@@ -182,3 +183,9 @@ def test_positions_are_those_of_fairseq_or_learned_or_none():
 def test_what_makes_no_sense_is_one_sentence(fields, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(models.create("Seq2Seq", **{**TINY, **fields}).init, jax.random.key(0), SOURCE, TARGET)
+
+
+def test_no_translation_is_longer_than_the_model_knows(made):
+    model, variables = made
+    with pytest.raises(UserError, match="10 tokens, and config.model.max_length is 9"):
+        jax.eval_shape(lambda: search.translate(model, variables["params"], SOURCE, 10))

@@ -92,6 +92,18 @@ def test_lamb_makes_the_updates_of_timm(variant, arguments, clip_norm):
         assert_close(params, of(f"{variant}/{step}"))
 
 
+def test_adagrad_makes_the_updates_of_pytorch():
+    reference = np.load(DATA / "adagrad_reference.npz")
+    rate = lambda step: jnp.asarray(reference["learning_rates"], jnp.float32)[step]
+    optimizer = specs.build(optim.OPTIMIZERS, "adagrad", "optimizer", learning_rate=rate)
+    param = jnp.asarray(reference["param"])
+    state = optimizer.init(param)
+    for step in range(4):
+        updates, state = optimizer.update(jnp.asarray(reference[f"grad/{step}"]), state, param)
+        param = optax.apply_updates(param, updates)
+        assert_close(param, reference[f"after/{step}"])
+
+
 def test_lamb_without_decay_is_adam_unless_it_always_adapts():
     grads = jax.tree.map(lambda x: 3 * x, PARAMS)
     adam = updates(grads, optimizer="adam(eps=1e-6)")

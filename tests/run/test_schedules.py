@@ -44,6 +44,15 @@ def test_the_rates_are_those_of_deit_at_whole_epochs(case):
     np.testing.assert_allclose(found[-1], 1e-5, rtol=1e-5)  # at the end
 
 
+@pytest.mark.parametrize(("case", "warmup"), [("zero_init", "from_zero"), ("tiny_init", "from_rate(1e-7)")])
+def test_the_inverse_square_root_is_that_of_fairseq(case, warmup):
+    reference = np.load(DATA / "seq2seq_reference.npz")
+    rate = schedules.create(7e-4, schedule="inverse_sqrt", warmup=warmup, warmup_steps=4000, steps=10**6)
+    found = jax.jit(jax.vmap(rate))(reference[f"inverse_sqrt/{case}/updates_done"])
+    # float32: at its begin, the warm-up is one less a number near 1
+    np.testing.assert_allclose(found, reference[f"inverse_sqrt/{case}/lr"], rtol=1e-5, atol=1e-7 * 7e-4)
+
+
 def test_restarts_grow_to_the_end_of_the_longest_run():
     rate = schedules.create(1.0, schedule="restarts(3, factor=1000)", warmup_steps=0, steps=2**31 - 1)
     begins = np.array([0, 3, 3003, 3003003])

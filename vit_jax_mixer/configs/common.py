@@ -69,10 +69,10 @@ def get_config() -> Any:
 
     # --- The optimizer ---
     config.optim = ConfigDict()
-    config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adamw(weight_decay=0.1)', 'lamb(...)', 'lars(...)'
+    config.optim.optimizer = "sgd(momentum=0.9)"  # or 'adam', 'adagrad', 'adamw(...)', 'lamb(...)', 'lars(...)'
     config.optim.learning_rate = 0.03  # the highest, after the warm-up
-    # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'cosine(decay_steps=900, floor=1e-6)', or
-    # 'restarts(first=500, factor=2)': cosines, one after another.
+    # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'inverse_sqrt', 'cosine(decay_steps=900, floor=1e-6)',
+    # or 'restarts(first=500, factor=2)': cosines, one after another.
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 500  # steps in which the rate grows linearly
     config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', or 'from_rate(1e-6)'

@@ -139,8 +139,13 @@ class Seq2Seq(nn.Module):
 
         Returns:
             ``state``, with a row for each of the B * beams that are decoded; and ``source``, with one a sentence.
+
+        Raises:
+            UserError: the length is above L.
         """
-        state = [block.state(len(inputs) * beams, length or self.max_length) for block in self.decoder]
+        length = length or self.max_length
+        self._check(length)
+        state = [block.state(len(inputs) * beams, length) for block in self.decoder]
         keys_values = [block.keys_values(encoded) for block in self.decoder]
         return {"state": state, "source": {"keys_values": keys_values, "there": inputs != PAD}}
 
@@ -155,13 +160,16 @@ class Seq2Seq(nn.Module):
 
     def _embed(self, tokens: jax.Array, train: bool) -> jax.Array:
         length = tokens.shape[1]
+        self._check(length)
+        x = self.table[tokens] * math.sqrt(self.hidden_dim) + self.places[:length][None]
+        return self.dropout(x.astype(self.dtype), deterministic=not train)
+
+    def _check(self, length: int) -> None:
         if length > self.max_length:
             raise UserError(
                 f"a sentence has {length} tokens, and config.model.max_length is {self.max_length}; "
                 "shorten it, or train with a larger one."
             )
-        x = self.table[tokens] * math.sqrt(self.hidden_dim) + self.places[:length][None]
-        return self.dropout(x.astype(self.dtype), deterministic=not train)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         table = self.table.astype(self.dtype)

@@ -156,6 +156,19 @@ def adam(
     return Elementwise(*(optax.chain(optax.add_decayed_weights(l2), update) if l2 else update))
 
 
+def adagrad(
+    learning_rate: optax.Schedule, *, eps: Epsilon = 1e-10, initial: NotNegative = 0.0
+) -> optax.GradientTransformation:
+    """Adagrad (Duchi et al. 2011, JMLR 12), as PyTorch and fairseq have it.
+
+    Args:
+        learning_rate: by step.
+        eps: added to the sum of squared gradients; PyTorch adds it to the root of that.
+        initial: the sum at the start.
+    """
+    return Elementwise(*optax.adagrad(learning_rate, initial, eps))
+
+
 def adamw(
     learning_rate: optax.Schedule,
     *,
@@ -290,6 +303,7 @@ def _float(name: str | None, field: str) -> str | None:
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": sgd,
     "adam": adam,
+    "adagrad": adagrad,
     "adamw": adamw,
     "lamb": lamb,
     "lars": lars,

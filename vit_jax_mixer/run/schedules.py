@@ -36,7 +36,8 @@ def create(peak: float, *, schedule: str, warmup: str = "from_zero", warmup_step
             f"config.optim.warmup_steps is {warmup_steps}; it must be from 0 to config.steps - 1 = {steps - 1}."
         )
     rises = specs.build(WARMUPS, warmup, "config.optim.warmup", peak=peak, steps=max(warmup_steps, 1))
-    known = {**SCHEDULES, "cosine": partial(cosine, warmup_steps)}
+    of_warmup = {"cosine": cosine, "inverse_sqrt": inverse_sqrt}
+    known = {**SCHEDULES, **{name: partial(function, warmup_steps) for name, function in of_warmup.items()}}
     follows = specs.build(known, schedule, "config.optim.schedule", peak=peak, steps=steps - warmup_steps)
     return optax.join_schedules([rises, follows], [warmup_steps])
 
@@ -65,6 +66,21 @@ def cosine(
     before = warmup_steps if whole else 0
     falls = optax.cosine_decay_schedule(peak, decay_steps or steps + before, _share(floor, peak, "cosine"))
     return (lambda step: falls(step + before)) if before else falls
+
+
+def inverse_sqrt(warmup_steps: int, peak: float, steps: int) -> optax.Schedule:
+    """``peak sqrt(w / s)`` after s updates, w of them warm-up: the Transformer's (arXiv 1706.03762, equation 3).
+
+    Without a warm-up, w is 1 and the first s is 1.
+
+    Args:
+        warmup_steps: those before it.
+        peak: the rate at its begin.
+        steps: from the warm-up to the end of the run.
+    """
+    del steps
+    first = max(warmup_steps, 1)
+    return lambda step: peak * jnp.sqrt(first / (first + jnp.asarray(step, jnp.float32)))
 
 
 def restarts(
@@ -116,6 +132,7 @@ def _share(floor: float, peak: float, name: str) -> float:
 # (peak=highest rate, steps=steps after the warm-up, ...) -> schedule
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "cosine": partial(cosine, 0),
+    "inverse_sqrt": partial(inverse_sqrt, 0),
     "restarts": restarts,
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
     "constant": lambda peak, steps: optax.constant_schedule(peak),
