@@ -187,5 +187,5 @@ def test_what_makes_no_sense_is_one_sentence(fields, message):
 
 def test_no_translation_is_longer_than_the_model_knows(made):
     model, variables = made
-    with pytest.raises(UserError, match="10 tokens, and config.model.max_length is 9"):
-        jax.eval_shape(lambda: search.translate(model, variables["params"], SOURCE, 10))
+    with pytest.raises(UserError, match=r"10 tokens, and config\.model\.max_length is 9"):
+        jax.eval_shape(lambda: search.translate(model, variables["params"], jnp.asarray(SOURCE), 10))

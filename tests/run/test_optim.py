@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import optim
 
-FIELDS = dict(optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10)
+FIELDS: dict[str, Any] = dict(
+    optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10
+)
 LAMB_NAMES = ("fc.weight", "fc.bias", "gamma", "head.weight")
 PARAMS = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "LayerNorm_0": {"scale": jnp.ones(2)}}
 
@@ -19,7 +23,7 @@ def rates(**fields):
     return np.array([rate(step) for step in range(fields.get("steps", 10) + 1)])
 
 
-def updates(grads, **fields):
+def updates(grads, **fields) -> Any:  # a tree of arrays
     optimizer, _ = optim.create(**{**FIELDS, **fields})
     return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
 
@@ -158,8 +162,8 @@ def test_a_number_that_makes_no_sense_is_one_sentence(field, value, message):
 
 def test_noise_has_the_variance_of_its_formula_and_is_of_the_seed():
     def noise(seed, steps=2):
-        optimizer, _ = optim.create(**FIELDS, noise="gaussian(eta=0.3, gamma=0.5)", seed=seed)
-        params = {"w": jnp.zeros(20_000)}
+        optimizer: Any = optim.create(**FIELDS, noise="gaussian(eta=0.3, gamma=0.5)", seed=seed)[0]
+        params: Any = {"w": jnp.zeros(20_000)}
         state, found = optimizer.init(params), []
         for _ in range(steps):
             updates, state = optimizer.update(params, state, params)
