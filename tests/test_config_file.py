@@ -91,7 +91,7 @@ def test_a_config_runs_once(mine):
         (["c.stepz = 3"], r"mine\.py, line 6: did you mean 'steps'\? The config has no field 'stepz'"),
         (["c.optim['lerning_rate'] = 3"], r"line 6: did you mean 'learning_rate'\? The config has no"),
         (["x = c.data.evall"], r"line 6: did you mean 'eval'\? The config has no field 'evall'"),
-        (["c.steps = 'many'"], r"line 6: Could not override field 'steps'"),
+        (["c.batch_size = 'many'"], r"line 6: Could not override field 'batch_size'"),
         (["raise ValueError('no such size')"], r"line 6: no such size"),
         (["import nowhere_to_be_found"], r"line 6: No module named 'nowhere_to_be_found'"),
         (["c.steps = = 3"], r"line 6: invalid syntax"),

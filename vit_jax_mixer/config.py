@@ -1,8 +1,11 @@
 """The config as the train loop sees it, and what may change in it when a run goes on."""
 
 import dataclasses
+import fractions
 import functools
 import json
+import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -57,6 +60,8 @@ class Config:
     init: str = ""
     sharpness: str = ""
     early_stopping: Section = dataclasses.field(default_factory=dict)
+    # No field of a config: all of them as they were given, if lengths count epochs that are no steps yet.
+    epochs: Section = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _ = self.skips  # what is wrong with it is said at once
@@ -73,7 +78,55 @@ class Config:
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":
         """Take a ConfigDict; an unknown or missing field is a `UserError`."""
-        return specs.call(cls, _resolved(config), "config")
+        return cls.of_fields(_resolved(config), "config")
+
+    @classmethod
+    def of_fields(cls, fields: Section, where: str) -> "Config":
+        """Take the fields. Where lengths count epochs, the steps wait for the data: see `in_steps`."""
+        steps = in_steps(fields, 0)
+        return specs.call(cls, steps, where, epochs=fields if steps != fields else {})
+
+    def in_steps(self, examples: int) -> "Config":
+        """Return it with lengths in steps, where they count epochs of so many training examples."""
+        if not self.epochs:
+            return self
+        found = specs.call(Config, in_steps(self.epochs, examples), "config", epochs={})
+        changed = [name for name in self.epochs if getattr(found, name) != self.epochs[name]]
+        return dataclasses.replace(self, epochs={}, **{name: getattr(found, name) for name in changed})
+
+
+# --- Lengths in epochs ---
+
+_LENGTHS = re.compile(r"(\w+_)?(steps|every)")  # names of fields that count steps
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
+_IN_SPECS = re.compile(rf"(['\"]){_EPOCHS.pattern}\1")
+
+
+def is_length(name: str, value: Any) -> bool:
+    """Say whether a field counts steps, and its value epochs, as ``eval_every`` and '2 epochs'."""
+    return isinstance(value, str) and bool(_LENGTHS.fullmatch(name) and _EPOCHS.fullmatch(value))
+
+
+def in_steps(fields: Section, examples: int) -> dict[str, Any]:
+    """Return a config's fields with lengths in steps, rounded up, where they count epochs of so many examples.
+
+    So are those in ``optim.schedule``, as ``cosine(decay_steps='5 epochs')``. 0 examples are not known yet: then an
+    epoch is a step.
+    """
+    size = fields.get("batch_size")
+    per_epoch = fractions.Fraction(examples, size) if examples and isinstance(size, int) and size > 0 else 1
+    steps = lambda epochs: math.ceil(fractions.Fraction(epochs) * per_epoch)
+
+    def replaced(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {inner: replaced(inner, one) for inner, one in value.items()}
+        if is_length(name, value):
+            return steps(value.split()[0])
+        if name == "schedule" and isinstance(value, str):
+            return _IN_SPECS.sub(lambda match: str(steps(match[2])), value)
+        return value
+
+    return {name: replaced(name, value) for name, value in fields.items()}
 
 
 def _resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:

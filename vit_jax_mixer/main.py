@@ -18,7 +18,6 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax_mixer import cli, command_line, config_file
-from vit_jax_mixer.errors import printable
 
 _FLAGS = flags.FlagValues()
 _FLAGS.append_flag_values(command_line.FLAGS)
@@ -31,23 +30,19 @@ def main(given: command_line.Given | None) -> None:
         print(config_file.listed())
         return
     # Imported here, so that a typo in a flag is answered before JAX is loaded.
-    import jax
-    import numpy as np
-
     from vit_jax_mixer.run import processes
     from vit_jax_mixer.train import train_and_evaluate
 
     workdir = command_line.WORKDIR.value or Path("runs") / _config_name(given.name)
     with processes.processes(command_line.DISTRIBUTED.value):
-        state = train_and_evaluate(
+        train_and_evaluate(
             given.config,
             workdir,
             change_config=command_line.CHANGE_CONFIG.value,
             change_data=command_line.CHANGE_DATA.value,
             start_anew=command_line.START_ANEW.value,
+            command=f"{cli.typed('python -m vit_jax_mixer.main')} {shlex.join(sys.argv[1:])}",
         )
-    if np.max(state.step) < given.config.steps and jax.process_index() == 0:
-        print(f"go on with: {cli.typed('python -m vit_jax_mixer.main')} {printable(shlex.join(sys.argv[1:]))}")
 
 
 def _parse(argv: Sequence[str]) -> command_line.Given | None:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax_mixer import specs
+from vit_jax_mixer.config import is_length
 from vit_jax_mixer.errors import UserError, suggest
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -63,9 +64,11 @@ def _value(fields: Any, field: str, text: str | None, where: str) -> Any:
             raise UserError(f"{where} has no field {field!r}{suggest(field, {*fields, *parameters})}")
         annotation = parameters[field].annotation
     else:
-        annotation = type(fields[field])
+        annotation = int if is_length(field, fields[field]) else type(fields[field])
         if annotation is ConfigDict:
             raise UserError(f"{name} is a section; set its fields, as --{name}.{next(iter(fields[field]), 'x')}=VALUE.")
+    if is_length(field, text) and annotation is int:
+        return text
     if text is None and annotation is not bool:
         raise UserError(f"--{name} has no value; write --{name}=VALUE.")
     value, expected = _read("true" if text is None else text, annotation)

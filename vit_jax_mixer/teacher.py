@@ -59,6 +59,7 @@ def write(run: "Config", folder: Path) -> Iterator[str]:
     from vit_jax_mixer.tasks import distillation
 
     task = tasks.create(run)
+    run = run.in_steps(len(task.train_data))
     teacher = getattr(task, "teacher", None)
     if not isinstance(task, distillation.Distillation) or not isinstance(teacher, distillation.Teacher):
         raise UserError("config.task is no distillation from a model; set config.task.name and config.task.teacher.")

@@ -36,6 +36,7 @@ def train_and_evaluate(
     change_config: bool = False,
     change_data: bool = False,
     start_anew: bool = False,
+    command: str = "",
 ) -> TrainState:
     """Train from the workdir's newest checkpoint, or from the start, to ``config.steps``.
 
@@ -48,6 +49,7 @@ def train_and_evaluate(
         change_config: go on though the config differs from the one in the workdir.
         change_data: go on though the data differ from those that the workdir's run was begun with.
         start_anew: begin from the start where the workdir's run has lost its checkpoints.
+        command: that goes on with the run; is told where it was stopped.
 
     Returns:
         The last state, on the devices.
@@ -61,6 +63,7 @@ def train_and_evaluate(
     processes.check_same(repr(config), "the config")
     parallel.check_batch_size(run.eval_batch_size, "config.eval_batch_size")
     parts = assemble(run)
+    run = parts.run  # with lengths in steps
     parts.check_published()
     task, devices = parts.task, parts.devices
     about = task.about()
@@ -104,7 +107,7 @@ def train_and_evaluate(
                         reports.evaluation(start, scores)
                         reports.pictures(start, evaluate.pictures(start, state))
                 except Stopped as stopped:
-                    reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path))
+                    reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path, command))
                     return state
             stopping.check(reports.evaluations, start, run.eval_every)
             ends = stopping.reason(reports.evaluations, run.eval_every)
@@ -140,7 +143,7 @@ def train_and_evaluate(
                         reports.line(checkpoints.save(number, devices.saved_form(state), scores, **how))
                         folder.check_there()
                     if stopped:
-                        reports.line(_stopped_line(stopped, number, run.steps, folder.path))
+                        reports.line(_stopped_line(stopped, number, run.steps, folder.path, command))
                     if stopped or ends:
                         break
             except Exception as error:
@@ -222,8 +225,9 @@ def _remarks(task: Task) -> list[str]:
     return list(dict.fromkeys(line for source in sources for line in source.remarks()))
 
 
-def _stopped_line(why: str, step: int, steps: int, workdir: Path) -> str:
-    return f"{why}: stopped after step {step} of {steps}, saved in {workdir}; the same command goes on from there"
+def _stopped_line(why: str, step: int, steps: int, workdir: Path, command: str) -> str:
+    line = f"{why}: stopped after step {step} of {steps}, saved in {workdir}; the same command goes on from there"
+    return f"{line}\ngo on with: {command}" if command else line
 
 
 def _summary(run: config_lib.Config, task: Task, start: int, workdir: Path) -> str:

@@ -88,6 +88,11 @@ def test_a_run_is_complete_at_its_last_step_or_where_it_stopped_early(tmp_path):
     long = [read(tmp_path, TINY.replace("steps = 4", "steps = 40", 1) + early).runs[0]]
     assert status(long[0], [0.5, 0.6], [4]) == "begun"
     assert status(long[0], [0.6, 0.5], [4]) == "complete"
+    epochs = read(tmp_path, TINY.replace("steps = 4", "steps = '2 epochs'", 1)).runs[0]
+    size = epochs.fields["batch_size"]
+    (path / "data.json").write_text(json.dumps({"training": {"examples": 2 * size}}))
+    assert status(epochs, [0.5], [2]) == "begun"
+    assert status(epochs, [0.5, 0.6], [2, 4]) == "complete"
 
 
 def test_the_table_has_means_deviations_and_failures(tmp_path):

@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+
+
+def _length(steps: int) -> Any:
+    """Return a value in whose place a text may be put, too."""
+    return FieldReference(steps, field_type=object)
 
 
 def get_config() -> Any:
@@ -11,7 +16,8 @@ def get_config() -> Any:
 
     # --- The run ---
     config.seed = 0  # of the initialisation, the order of examples, augmentation and dropout
-    config.steps = 10_000  # updates in all
+    # Updates in all; or, as whatever counts steps here, '20 epochs': so often are all examples of training seen.
+    config.steps = _length(10_000)
     config.batch_size = 512  # examples of an update, over all devices and hosts
     config.accum_steps = 1  # parts in which a batch is computed, one after the other, to save memory
     config.parallel = "jit"  # how the devices share a batch: 'jit', 'jit(fsdp=4)' (spread the state over 4), or 'pmap'
@@ -74,7 +80,7 @@ def get_config() -> Any:
     # After the warm-up: 'cosine' or 'linear' to 0, 'constant', 'inverse_sqrt', 'cosine(decay_steps=900, floor=1e-6)',
     # or 'restarts(first=500, factor=2)': cosines, one after another.
     config.optim.schedule = "cosine"
-    config.optim.warmup_steps = 500  # steps in which the rate grows linearly
+    config.optim.warmup_steps = _length(500)  # steps in which the rate grows linearly
     config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', or 'from_rate(1e-6)'
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
     config.optim.noise = ""  # added to the clipped gradient: 'gaussian(eta=0.01, gamma=0.55)'; '' for none
@@ -85,12 +91,12 @@ def get_config() -> Any:
     config.optim.layer_decay = 1.0  # the same by depth: 0.75 for the last block, 0.75^2 for the one before, ...
 
     # --- Logging, evaluation, checkpoints; all three also at the end ---
-    config.log_every = 50  # steps
+    config.log_every = _length(50)  # steps
     config.writers = ""  # your own of metrics, beside metrics.jsonl and TensorBoard's: 'my_module:Writer', joined by |
-    config.eval_every = 1_000  # steps
+    config.eval_every = _length(1_000)  # steps
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1_000  # steps; each evaluation saves one too
+    config.checkpoint.every = _length(1_000)  # steps; each evaluation saves one too
     config.checkpoint.keep = 2  # the newest that stay; the one before helps if a disk damages the newest
     config.checkpoint.best = "accuracy"  # of the evaluation: the best by this stays too; '' for none
 

@@ -55,7 +55,10 @@ def main(given: command_line.Given) -> None:
     from vit_jax_mixer.plan.data_shape import without_data
     from vit_jax_mixer.plan.estimate import estimate
 
-    run = without_data(Config.of(given.config), _CLASSES.value, _SHAPE.value)
+    whole = Config.of(given.config)
+    run = without_data(whole, _CLASSES.value, _SHAPE.value)
+    if run.epochs and run is not whole:
+        raise UserError("the config counts epochs, and a plan does not read these data; set config.steps in steps.")
     tell = lambda line: print(line, file=sys.stderr, flush=True)
     plan = estimate(run, target, utilisation=_UTILISATION.value, search=_SEARCH.value, tell=tell)
     print(report.as_json(plan) if _JSON.value else report.text(plan, run, _UTILISATION.value))

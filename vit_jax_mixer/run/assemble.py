@@ -92,6 +92,8 @@ def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
     Raises:
         UserError: a field is wrong, or the devices do not divide the batch.
     """
+    if run.epochs:  # only the task knows how many examples there are
+        run = run.in_steps(len(tasks.create(run).train_data))
     how = parallel.create(run.parallel, devices)
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps, len(devices or ()))
     loader = specs.call(Loader, run.loader, "config.loader")
@@ -132,8 +134,8 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
         keeping.check(folder / str(step))
     except checksums.DamageError as error:
         raise UserError(f"checkpoint {step} in {path} is damaged ({error}); name another step.") from error
-    run = specs.call(Config, checksums.read_json(path / CONFIG, may_lack_it=True), str(path / CONFIG))
+    run = Config.of_fields(checksums.read_json(path / CONFIG, may_lack_it=True), str(path / CONFIG))
     # It may have run on more devices than there are here.
     parts = assemble(dataclasses.replace(run, parallel="jit"), jax.local_devices()[:1])
     state = checkpoint.read(folder / str(step), parts.shapes(), parts.devices.saved_sharding)
-    return Opened(run, parts.task, dataclasses.replace(state, frozen=parts.task.frozen()))
+    return Opened(parts.run, parts.task, dataclasses.replace(state, frozen=parts.task.frozen()))

@@ -18,7 +18,7 @@ from vit_jax_mixer import files, specs
 from vit_jax_mixer.checkpoints import best, checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.early_stopping import EarlyStopping
-from vit_jax_mixer.run.workdir import CONFIG
+from vit_jax_mixer.run.workdir import CONFIG, DATA
 from vit_jax_mixer.run.writers import METRICS
 from vit_jax_mixer.sweep.plan import Run
 
@@ -55,6 +55,10 @@ def result(run: Run, folder: Path) -> Result:
     if not steps:
         return Result(run, "begun")
     try:
+        fields = config_lib.in_steps(run.fields, 0)
+        if fields != run.fields:  # it counts epochs
+            data = checksums.read_json(path / DATA, may_lack_it=True)
+            fields = config_lib.in_steps(run.fields, data["training"]["examples"])
         changed = config_lib.changes(checksums.read_json(path / CONFIG, may_lack_it=True), run.fields)
         last, metrics, evaluations = 0, {}, {}
         for line in files.read_text(path / METRICS, 4 << 30).splitlines():
@@ -65,8 +69,8 @@ def result(run: Run, folder: Path) -> Result:
             evaluations[last] = {**evaluations.get(last, {}), **values}
     except (ValueError, KeyError, AttributeError) as error:
         return Result(run, "begun", str(error))
-    stopping = specs.call(EarlyStopping, run.fields.get("early_stopping", {}), "config.early_stopping")
-    ends = last == run.fields["steps"] or stopping.reason(evaluations, run.fields["eval_every"])
+    stopping = specs.call(EarlyStopping, fields.get("early_stopping", {}), "config.early_stopping")
+    ends = last == fields["steps"] or stopping.reason(evaluations, fields["eval_every"])
     if changed or last not in steps or not ends:
         return Result(run, "begun")
     return Result(run, "complete", "", metrics)
