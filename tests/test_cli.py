@@ -1,5 +1,6 @@
 """How commands start and end: flags of their own, help, what hangs, devices that are not there."""
 
+import platform
 import subprocess
 import sys
 
@@ -55,6 +56,36 @@ def test_the_code_is_the_commands_own(last, code):
     assert result.returncode == code
     assert result.stdout == "all that it said\n"
     assert ("KeyError: 'x'" in result.stderr) == (last == "raise KeyError('x')")
+
+
+FAULTS = """
+import resource, sys
+sys.argv += {flags}
+from vit_jax_mixer import cli
+def main(_):
+    faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(2**27)
+    before = faults()
+    for _ in range(20):
+        bytearray(2**27)
+    print(faults() - before)
+cli.run(main)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told so")
+@pytest.mark.parametrize(
+    ("flags", "platforms", "keeps"),
+    [
+        ([], "cpu", True),
+        (["--nokeep_memory"], "cpu", False),
+        ([], "cuda,cpu", False),
+    ],
+)
+def test_freed_memory_is_kept_on_cpus(flags, platforms, keeps):
+    faults = int(python(FAULTS.format(flags=flags), JAX_PLATFORMS=platforms).stdout)
+    # A page of the system is 2^12 bytes, or up to 2^21.
+    assert faults < 20 if keeps else faults >= 20 * 2**27 / 2**21
 
 
 def python(code, *flags, **env):

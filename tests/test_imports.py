@@ -23,7 +23,7 @@ ORDER = """
     models data
     cli checkpoints classes config charts
     specs drawing
-    files plugins special_tokens
+    files plugins special_tokens startup
     errors
 """
 LINES = [line.split() for line in ORDER.split("\n") if line.strip()]

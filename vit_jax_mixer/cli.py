@@ -19,13 +19,16 @@ from typing import Any, TypeVar
 
 from absl import flags, logging
 
-from vit_jax_mixer import plugins
+from vit_jax_mixer import plugins, startup
 from vit_jax_mixer.errors import UserError, printable
 
 T = TypeVar("T")
 _COMMON = flags.FlagValues()  # of all commands
 _MODULE = flags.DEFINE_list(
     "module", [], "Modules that a model's description may name; of this folder, or installed.", flag_values=_COMMON
+)
+_KEEP_MEMORY = flags.DEFINE_bool(
+    "keep_memory", True, "On CPUs, keep freed memory for the next step: faster.", flag_values=_COMMON
 )
 _SECONDS, _SECONDS_AFTER_ERROR = 60, 10  # that the end of the process may take
 program = ""  # that has all commands, where one was begun by it, as vit-mixer
@@ -125,6 +128,8 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     left = both(argv)
     for each in (values, _COMMON, flags.FLAGS):
         each.mark_as_parsed()
+    if _KEEP_MEMORY.value:
+        startup.keep_memory()
     plugins.allow(*_MODULE.value)
     plugins.allow_all_in(argv)
     if logging.get_verbosity() > logging.FATAL:
