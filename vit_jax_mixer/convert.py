@@ -6,6 +6,7 @@
 Formats of DST go by the suffix: .npz, .safetensors, none for a folder of Orbax. SRC may be any of
 them, a PyTorch .pth, or a workdir; its names tell the family. Where it holds several trees of
 parameters, the running mean is taken and that is said; SRC#raw, SRC#ema or SRC#NAME takes another.
+WORKDIR#last5 is the mean of a run's last five checkpoints.
 Values stay the same to the bit.
 """
 

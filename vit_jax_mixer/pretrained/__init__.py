@@ -50,17 +50,19 @@ def read(reference: str | Path) -> Weights:
     Args:
         reference: an official Mixer ``.npz``, a timm ``.safetensors``, a PyTorch ``.pth``, a workdir, or
             any other that `formats` lists; or what `locate` fetches. ``#TREE`` after it asks for one of
-            several trees of parameters, as ``run#raw`` (`trees`).
+            several trees of parameters, as ``run#raw`` (`trees`); ``run#last5``, or ``run#last5/raw``, for
+            the mean of the last five checkpoints of a workdir.
 
     Raises:
         UserError: the file is missing, damaged, hostile, or holds no parameters of a known model.
     """
     plain, tree = trees.split(reference)
+    last, tree = trees.last(tree)
     path = locate(plain)
     description = folder.run_of(path) / DESCRIPTION
     described = description.is_file()  # then no names are guessed
     chooser = trees.Chooser(str(path), tree, ours=described, published=_published(description) if described else "")
-    flat, place = formats.read_from(path, chooser)
+    flat, place = formats.read_from(path, chooser, last)
     convention = _convention_of(flat, str(path), ours=described)
     ours = convention == OURS or name_tables.CONVENTIONS[convention].native
     found = _nested(flat, path) if ours else names.to_ours(flat, convention, str(path))

@@ -52,9 +52,7 @@ def read(path: Path, choose: Choose = everything) -> tuple[Flat, Place]:
     places = _places(path)
     for place in places:
         try:
-            _check(place.path)
-            inner = place.path / "default"
-            flat = _arrays(inner if inner.is_dir() else place.path, choose)
+            flat = _read(place, choose)
         except UserError as error:
             if len(places) == 1:
                 raise
@@ -63,6 +61,43 @@ def read(path: Path, choose: Choose = everything) -> tuple[Flat, Place]:
             why = "; ".join([place.why, *(f"another is passed over: {problem}" for problem in problems)])
             return flat, dataclasses.replace(place, why=why)
     raise UserError(f"no checkpoint in {path} can be read: {problems[0]}")
+
+
+def read_mean(path: Path, count: int, choose: Choose) -> tuple[Flat, Place]:
+    """Return the mean of the arrays in the newest ``count`` checkpoints of a workdir, by name; and which they were.
+
+    It is taken in float64; the types stay. Averaging checkpoints is usual in translation (Vaswani et al. 2017,
+    arXiv 1706.03762, section 6.1, of the last 5).
+
+    Raises:
+        UserError: there are fewer, one of them is damaged, or they hold different arrays.
+    """
+    places = {place.step: place for place in _places(path) if place.step is not None}
+    steps = sorted(places)[-count:]
+    if len(steps) < count:
+        raise UserError(
+            f"the mean of the last {count} checkpoints of {path} was asked for, and it holds {len(steps)}; ask for "
+            f"fewer, or train with config.checkpoint.keep={count}."
+        )
+    types: dict[str, np.dtype] = {}
+    sums: dict[str, np.ndarray] = {}
+    for step in steps:
+        flat = _read(places[step], choose)
+        types = types or {name: value.dtype for name, value in flat.items()}
+        sums = sums or {name: np.zeros(value.shape, np.float64) for name, value in flat.items()}
+        if {name: value.shape for name, value in flat.items()} != {name: value.shape for name, value in sums.items()}:
+            raise UserError(f"the checkpoints {steps[0]} and {step} of {path} hold different arrays; ask for fewer.")
+        for name, value in flat.items():
+            sums[name] += value
+    listed = ", ".join(map(str, steps))
+    mean = {name: (value / count).astype(types[name]) for name, value in sums.items()}
+    return mean, Place(path, None, f"the mean of the checkpoints of steps {listed}")
+
+
+def _read(place: Place, choose: Choose) -> Flat:
+    _check(place.path)
+    inner = place.path / "default"
+    return _arrays(inner if inner.is_dir() else place.path, choose)
 
 
 def write(path: Path, flat: Flat) -> None:

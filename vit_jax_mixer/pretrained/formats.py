@@ -37,12 +37,17 @@ def read(path: str | Path, choose: Choose = everything) -> Flat:
     return read_from(path, choose)[0]
 
 
-def read_from(path: str | Path, choose: Choose) -> tuple[Flat, folder.Place]:
-    """Return what `read` does, and where that was."""
+def read_from(path: str | Path, choose: Choose, last: int = 0) -> tuple[Flat, folder.Place]:
+    """Return what `read` does, and where that was; with ``last``, the mean of so many checkpoints of a workdir."""
     path = Path(path).expanduser()
-    flat, place = (
-        folder.read(path, choose) if path.is_dir() else (_reader(path)(path, choose), folder.Place(path, None, ""))
-    )
+    if last and not path.is_dir():
+        raise UserError(f"{path} is no workdir, and so has no last {last} checkpoints; leave out #last{last}.")
+    if last:
+        flat, place = folder.read_mean(path, last, choose)
+    elif path.is_dir():
+        flat, place = folder.read(path, choose)
+    else:
+        flat, place = _reader(path)(path, choose), folder.Place(path, None, "")
     if not flat:
         raise UserError(f"{path} holds no parameters; give a file of weights.")
     check_finite(flat, path)

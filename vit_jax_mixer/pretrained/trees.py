@@ -129,6 +129,12 @@ def split(reference: str | os.PathLike[str]) -> tuple[str, str]:
     return plain, tree
 
 
+def last(tree: str) -> tuple[int, str]:
+    """Return of ``last5`` or ``last5/TREE`` how many checkpoints are to be averaged, and the tree; 0 for no such."""
+    found = re.fullmatch(r"last([1-9]\d{0,3})(?:[./](.+))?", tree)
+    return (int(found[1]), found[2] or "") if found else (0, tree)
+
+
 def _of_a_run(shapes: Shapes, published: str, wanted: str) -> dict[Path, Tree]:
     """Return the parameters of a training state of ours and their mean; a tree without a state is all of it.
 
