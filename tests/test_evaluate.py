@@ -76,6 +76,11 @@ def test_counts_are_those_of_scikit_learn():
     assert summary["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predictions))
     recall = metrics.recall_score(truth, predictions, labels=range(6), average="macro")
     assert summary["mean_class_accuracy"] == pytest.approx(recall)
+    for name in ("precision", "f1"):
+        score = getattr(metrics, f"{name}_score")
+        of_each = score(truth, predictions, labels=range(6), average=None, zero_division=0)
+        np.testing.assert_allclose(getattr(found, name)[:6], of_each)
+        assert summary[f"mean_class_{name}"] == pytest.approx(of_each.mean())
 
 
 def test_counts_of_many_classes_take_no_square():
@@ -179,6 +184,8 @@ def test_bad_images_stop_or_are_left_out_by_name(trained, tmp_path):
         found = evaluated(trained, name, "all", skip_bad=True, on_skipped=told.append, batch_size=batch_size)
         assert found.figures == pytest.approx(expected.figures, rel=1e-5)
         np.testing.assert_array_equal(np.sort(found.labels), np.sort(expected.labels))
+        folders = [Path(found.where(i)).parent.name for i in range(len(found.labels))]
+        assert folders == [str(label) for label in found.labels]  # so that each row of predictions.csv is its image's
         assert len(found.skipped) == 1
         assert found.skipped[0].startswith(f"{tmp_path}/3/bad.png: it cannot be decoded")
     assert told == [found.skipped[0]] * 2
@@ -279,14 +286,17 @@ def test_classes_that_do_not_match_are_named(data, model, message):
 # --- Files ---
 
 
-@pytest.mark.parametrize(("size", "side"), [(2, 40), (30, 40), (31, 15), (100, 15), (1000, 2), (2000, 1)])
+@pytest.mark.parametrize(("size", "side"), [(2, 54), (12, 54), (30, 40), (31, 15), (100, 15), (1000, 2), (2000, 1)])
 def test_the_picture_has_a_cell_for_each_pair(size, side):
     matrix = np.zeros((size, size), np.int64)
     matrix[0, 0] = matrix[1, 0] = 123_456
     picture = np.asarray(confusion.draw(matrix, [f"class {i}" for i in range(size)])).astype(int)
-    dark = (picture == confusion._DARKEST).all(-1)
-    rows, columns = np.nonzero(dark)
-    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (2 * side, side)
+    places = []
+    for colour in (confusion._RIGHT, confusion._WRONG):
+        rows, columns = np.nonzero((picture == colour).all(-1))
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (side, side)
+        places.append((rows.min(), columns.min()))
+    assert places[1] == (places[0][0] + side, places[0][1])
     assert picture.shape[0] == picture.shape[1] >= size * side + 20
 
 
@@ -320,6 +330,10 @@ def test_a_matrix_of_too_many_classes_is_a_list(tmp_path, trained):
         classes=truth,
         labels=truth,
         predictions=np.full(2100, 7, np.int32),
+        losses=np.zeros(2100, np.float32),
+        confidences=np.ones(2100, np.float32),
+        where=None,
+        worst=None,
     )
     (tmp_path / "confusion.png").touch()
     assert found.write(tmp_path, {}) == ["metrics.json", "per_class.csv", "confusion.csv"]
@@ -342,7 +356,7 @@ def test_the_command_writes_its_files(digits_run, tmp_path):
     assert found["images_per_second"] > 0
     assert (found["skipped"], found["split"], found["classes"]) == ([], "test", 10)
     rows = table(out / "per_class.csv")
-    assert rows[0] == ["class", "name", "images", "correct", "accuracy"]
+    assert rows[0] == ["class", "name", "images", "correct", "accuracy", "predicted", "precision", "f1"]
     assert sum(int(row[2]) for row in rows[1:]) == 360
     assert sum(int(row[3]) for row in rows[1:]) / 360 == pytest.approx(found["accuracy"])
     matrix = table(out / "confusion.csv")
@@ -350,6 +364,13 @@ def test_the_command_writes_its_files(digits_run, tmp_path):
     assert [int(row[i + 1]) for i, row in enumerate(matrix[1:])] == [int(row[3]) for row in rows[1:]]
     with Image.open(out / "confusion.png") as picture:
         assert picture.size > (400, 400)
+    told = table(out / "predictions.csv")
+    assert told[0] == ["file", "true", "predicted", "probability", "correct", "loss"]
+    assert sum(int(row[4]) for row in told[1:]) / 360 == pytest.approx(found["accuracy"])
+    assert np.mean([float(row[5]) for row in told[1:]]) == pytest.approx(found["loss"], rel=1e-4)
+    assert all((row[1] == row[2]) == (row[4] == "1") for row in told[1:])
+    with Image.open(out / "worst.png") as picture:
+        assert picture.size > (700, 700)
 
 
 def test_what_is_missing_is_told(tmp_path):

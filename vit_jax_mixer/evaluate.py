@@ -7,9 +7,11 @@ It prints how many images are classified right, the loss and the calibration err
 which is `evaluation` in the model's folder unless it is named:
 
 metrics.json    the same figures, and which images were skipped
-per_class.csv   how many images of each class there are, and how many are right
+per_class.csv   of each class how many images there are, how many are right, precision, recall (accuracy) and F1
 confusion.csv   the confusion matrix; above 2,000 classes a row for each pair that occurs
-confusion.png   its picture; none above 2,000 classes
+confusion.png   its picture, hits blue and errors red; none above 2,000 classes
+predictions.csv each image with its true and its predicted class, the probability and the loss
+worst.png       the images with the largest loss
 
 A model of tables has metrics.json, its curves, and the importance of its columns (docs/tables.md) in their place.
 

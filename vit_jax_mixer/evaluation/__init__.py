@@ -65,11 +65,29 @@ def evaluate(
     seconds = time.perf_counter() - begun
     found = predictor.evaluated(rows, labelled, len(dataset) / seconds, tuple(skipped.values()))
 
+    if skipped:  # from here on, the examples are those that were read
+        kept, every = np.setdiff1d(np.arange(len(dataset)), list(skipped)), source
+        source = dataclasses.replace(every, examples=_Some(every.examples, kept), where=lambda i: every.where(kept[i]))
+
     def scores(examples: RandomAccess) -> dict[str, np.ndarray]:
         more = Dataset(dataclasses.replace(source, examples=examples), labelled)
         return _together(inference.rows(more, Loader(-1, -1, 2), skip))
 
     return predictor.explained(found, source, scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+    """Some of the examples, by their indices."""
+
+    examples: RandomAccess
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self.examples[int(self.chosen[index])]
 
 
 def _together(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

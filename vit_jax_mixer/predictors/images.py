@@ -18,7 +18,7 @@ from vit_jax_mixer.data.sources.files import Files
 from vit_jax_mixer.errors import UserError, span
 from vit_jax_mixer.predictors import class_maps
 from vit_jax_mixer.predictors.base import FILE, ForCard, Labelled, Predictor, Rows, Tree
-from vit_jax_mixer.predictors.classification import labels, scores
+from vit_jax_mixer.predictors.classification import labels, scores, worst
 from vit_jax_mixer.predictors.classification.prediction import Prediction
 from vit_jax_mixer.predictors.classification.report import Evaluated
 from vit_jax_mixer.predictors.classification.scores import PROBABILITIES
@@ -205,7 +205,21 @@ class Images(Predictor):
             figures=scores.summary(**rows, num_classes=self.model["num_classes"]),
             images_per_second=per_second,
             skipped=skipped,
+            losses=rows["losses"],
+            confidences=rows["confidences"],
         )
+
+    def explained(self, found: Evaluated, source: Source, scores: Any) -> Evaluated:
+        """Return it with the names of the images, and a sheet of those with the largest loss."""
+        del scores
+        chosen, draw = np.argsort(-found.losses, kind="stable")[: worst.MOST], np.random.default_rng(0)
+        pixels = [self.reader()(source.examples[i], draw)["image"] for i in map(int, chosen)]
+        wrong = (found.labels != found.predictions)[chosen].tolist()
+        captions = [
+            (f"{self.names[found.labels[i]]}{', taken for' * bad}", f"{name} ({100 * found.confidences[i]:.0f} %)")
+            for i, bad, name in zip(chosen, wrong, (self.names[found.predictions[i]] for i in chosen), strict=True)
+        ]
+        return dataclasses.replace(found, where=source.where, worst=worst.sheet(pixels, captions, wrong))
 
 
 def _misfit(fields: Mapping[str, Any]) -> str:

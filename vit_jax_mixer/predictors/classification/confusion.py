@@ -13,7 +13,8 @@ from vit_jax_mixer.errors import printable
 
 LARGEST = 2_000  # classes of a square table; one of 21,843 would have 477 million cells
 _NUMBERS, _NAMES = 30, 100  # up to so many classes have the counts in the cells, and their names beside them
-_DARKEST = np.array([8, 48, 107])  # blue; 0 is white
+_FEW = 12  # up to so many classes, the cells are large
+_RIGHT, _WRONG = np.array([8, 48, 107]), np.array([150, 10, 20])  # the darkest of hits and of errors; 0 is white
 
 
 def square(counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -55,14 +56,15 @@ def cell(name: str) -> str:
 def draw(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return a picture of the matrix, where a cell is the darker, the larger a share of its row it has.
 
-    The darkness is the cube root of the share, so that rare confusions are seen. With few classes
-    there are counts in the cells and names beside them.
+    Hits are blue, errors red. The darkness is the cube root of the share, so that rare confusions are
+    seen. With few classes there are counts in the cells and names beside them.
     """
     size = len(matrix)
-    side = 40 if size <= _NUMBERS else max(1, min(15, LARGEST // size))
+    side = 54 if size <= _FEW else 40 if size <= _NUMBERS else max(1, min(15, LARGEST // size))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     darkness = np.cbrt(shares)[..., None]  # [S, S, 1]
-    colours = (255 + darkness * (_DARKEST - 255)).round().astype(np.uint8)
+    darkest = np.where(np.eye(size, dtype=bool)[..., None], _RIGHT, _WRONG)
+    colours = (255 + darkness * (darkest - 255)).round().astype(np.uint8)
     cells = Image.fromarray(np.kron(colours, np.ones((side, side, 1), np.uint8)))
     labels = list(map(_label, names)) if size <= _NAMES else []
     margin = 26 + max((label.width for label in labels), default=0) + (6 if labels else 0)
@@ -79,7 +81,7 @@ def draw(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
         _put(picture, label, (margin - 5 - label.width, top))
         _put(picture, label, (top, margin - 5 - label.width), upright=True)
     if size <= _NUMBERS:
-        font = ImageFont.load_default(12)
+        font = ImageFont.load_default(16 if size <= _FEW else 12)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if darkness[row, column, 0] > 0.6 else "black"
             centre = (margin + column * side + side // 2, margin + row * side + side // 2)

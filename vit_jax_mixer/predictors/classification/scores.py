@@ -23,15 +23,28 @@ class PerClass:
     Attributes:
         count: i64[K], examples of the class.
         correct: i64[K], those of them that are predicted as it.
+        predicted: i64[K], examples of any class that are predicted as it.
     """
 
     count: np.ndarray
     correct: np.ndarray
+    predicted: np.ndarray
 
     @property
     def accuracy(self) -> np.ndarray:
-        """f64[K], the share of the class that is predicted as it; NaN for a class without examples."""
+        """f64[K], the share of the class that is predicted as it, its recall; NaN for a class without examples."""
         return np.divide(self.correct, self.count, out=np.full(len(self.count), np.nan), where=self.count > 0)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """f64[K], the share of what is predicted as the class that is of it; 0 where nothing is predicted so."""
+        return self.correct / np.maximum(self.predicted, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """f64[K], the harmonic mean of both; NaN for a class without examples."""
+        shares = 2 * self.correct / np.maximum(self.count + self.predicted, 1)
+        return np.where(self.count > 0, shares, np.nan)
 
 
 def per_class(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> PerClass:
@@ -45,6 +58,7 @@ def per_class(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
     return PerClass(
         count=np.bincount(labels, minlength=num_classes),
         correct=np.bincount(labels[labels == predictions], minlength=num_classes),
+        predicted=np.bincount(predictions, minlength=num_classes),
     )
 
 
@@ -105,10 +119,13 @@ def summary(
         num_classes: K.
     """
     told = means(labels, predictions, losses)
+    found = per_class(labels, predictions, num_classes)
     return {
         "accuracy": told["accuracy"],
         "top5_accuracy": float(in_top.mean()),
-        "mean_class_accuracy": float(np.nanmean(per_class(labels, predictions, num_classes).accuracy)),
+        "mean_class_accuracy": float(np.nanmean(found.accuracy)),
+        "mean_class_precision": float(found.precision[found.count > 0].mean()),
+        "mean_class_f1": float(np.nanmean(found.f1)),
         "loss": told["loss"],
         "calibration_error": calibration_error(confidences, labels == predictions),
     }
