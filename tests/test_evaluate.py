@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def trained(digits_run):
 
 def write_digits(folder, names, count=40):
     """Write the first digits as ``folder/CLASS/i.png``, with the class ``names[digit]`` where there is one."""
-    digits = load_digits()
+    digits: Any = load_digits()
     for i in range(count):
         if digits.target[i] in names:
             path = folder / names[digits.target[i]] / f"{i}.png"

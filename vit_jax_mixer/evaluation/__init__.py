@@ -67,7 +67,9 @@ def evaluate(
 
     if skipped:  # from here on, the examples are those that were read
         kept, every = np.setdiff1d(np.arange(len(dataset)), list(skipped)), source
-        source = dataclasses.replace(every, examples=_Some(every.examples, kept), where=lambda i: every.where(kept[i]))
+        source = dataclasses.replace(
+            every, examples=_Some(every.examples, kept), where=lambda i: every.where(int(kept[i]))
+        )
 
     def scores(examples: RandomAccess) -> dict[str, np.ndarray]:
         more = Dataset(dataclasses.replace(source, examples=examples), labelled)
