@@ -128,7 +128,7 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
 
 
 def test_what_is_no_reference_stays_a_path():
-    for text in ("Mixer-B_16.npz", "models/Mixer-B/16", "a:b", "C:/a", "hf:x", "/no/such/file"):
+    for text in ("Mixer-B_16.npz", "models/Mixer-B/16", "a:b", "C:/a", "/no/such/file"):
         assert str(pretrained.locate(text)) == text
     with pytest.raises(UserError, match=r"there is no file /no/such/file\.npz"):
         pretrained.load("/no/such/file.npz")

@@ -19,10 +19,11 @@ from vit_jax_mixer.data import images
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import FILE
 from vit_jax_mixer.predictors.images import Images
-from vit_jax_mixer.pretrained import class_names, folder, registry, shapes, trees
+from vit_jax_mixer.pretrained import class_names, folder, hub, registry, shapes, trees
 
 Tree = dict[str, Any]
 CARD = "card.json"  # marks a folder as an export
+_SETS = {1000: "imagenet1k"}  # what so many classes are taken to be
 _GUESSED = "its 1,000 classes are taken to be ImageNet's, in their order"
 
 
@@ -80,7 +81,7 @@ def open_model(reference: str, *, eval_ops: str = "") -> Trained:
     weights = pretrained.read(f"{_weights(path)}#{tree}" if tree else _weights(path))
     run = folder.run_of(path)
     described = (run / FILE).is_file()
-    about = predictors.read(run) if described else _about_file(plain, weights)
+    about = predictors.read(run) if described else _about_file(plain, weights, path)
     if weights.step is not None:
         about = about.of_checkpoint(best.read(run / "checkpoints" / str(weights.step)))
     if eval_ops:
@@ -120,8 +121,12 @@ def _check_exported(weights: Path) -> None:
                 raise UserError(f"{weights} is not what was exported, by its {CARD}; restore it, or export again.")
 
 
-def _about_file(reference: str, weights: pretrained.Weights) -> Images:
-    """Describe weights without a ``model.json``: by the registry, or else by their shapes."""
+def _about_file(reference: str, weights: pretrained.Weights, path: Path) -> Images:
+    """Describe weights without a ``model.json``: by the registry, by timm's ``config.json``, or else by their shapes.
+
+    Raises:
+        UserError: what is beside the weights does not fit them.
+    """
     model, shape = shapes.infer(weights.tree, weights.convention, reference)
     published = registry.lookup(reference)
     if published:
@@ -133,9 +138,18 @@ def _about_file(reference: str, weights: pretrained.Weights) -> Images:
             f"{published.source} ({published.url})",
             published.licence,
         )
+    known = class_names.of(_SETS.get(model["num_classes"], ""))
+    if about := hub.beside(path):
+        if (about.side, about.side, 3) != shape or len(about.class_names) not in (0, model["num_classes"]):
+            raise UserError(
+                f"{reference}: its config.json tells of {about.side}x{about.side} pixels and "
+                f"{len(about.class_names) or 'unnamed'} classes, its weights are of {shape[0]}x{shape[1]} and "
+                f"{model['num_classes']}; take another."
+            )
+        return Images(model, shape, about.eval_ops, about.class_names or known, reference, about.licence)
     # The evaluation that is usual for weights of ImageNet, whose classes are told by their number.
     crop = (
         f"resize_small({round(shape[0] / 0.875)})|center_crop({shape[0]})" if shape[0] >= 64 else f"resize({shape[0]})"
     )
     ops = f"decode({shape[2]})|{crop}|{shapes.SCALES[model['name']]}"
-    return Images(model, shape, ops, class_names.of("imagenet1k" if model["num_classes"] == 1000 else ""), reference)
+    return Images(model, shape, ops, known, reference)

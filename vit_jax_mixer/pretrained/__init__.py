@@ -1,6 +1,7 @@
 """Published weights, in our names."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ from flax import traverse_util
 
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import download, folder, formats, name_tables, names, progress, registry, resize, trees
+from vit_jax_mixer.pretrained import (
+    download,
+    folder,
+    formats,
+    hub,
+    name_tables,
+    names,
+    progress,
+    registry,
+    resize,
+    trees,
+)
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
@@ -99,13 +111,15 @@ def locate(reference: str | Path) -> Path:
     """Return the path of weights: of published ones, as 'Mixer-B/16:imagenet1k', or from an address, in the cache.
 
     Args:
-        reference: a path, which counts if it exists; an address (``https://``, ``http://``, ``gs://``),
-            or a name that `registry.find` knows. What is not in the cache is fetched.
+        reference: a path, which counts if it exists; an address (``https://``, ``http://``, ``gs://``), a repository
+            on the hub (``hf:OWNER/NAME``), or a name that `registry.find` knows. What is not in the cache is fetched.
 
     Raises:
         UserError: it is much like a published name and is none, or cannot be fetched. A path that
             does not exist comes back as it is.
     """
+    if isinstance(reference, str) and hub.is_reference(reference) and not os.path.exists(reference):
+        return hub.fetch(reference)
     published = registry.lookup(str(reference))
     if published:
         return published.fetch()

@@ -5,14 +5,14 @@
 
 Fetched files are kept in the folder that the environment variable VIT_JAX_MIXER_CACHE names, or else in
 ~/.cache/vit_jax_mixer, and are not fetched again. The path is printed. An address (https://, gs://)
-will do as well as a name.
+or a repository on the Hugging Face hub (hf:OWNER/NAME) will do as well as a name.
 """
 
 from absl import flags
 
 from vit_jax_mixer import cli
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.pretrained import download, registry
+from vit_jax_mixer.pretrained import download, hub, registry
 
 _FLAGS = flags.FlagValues()
 _VERIFY = flags.DEFINE_bool(
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
         return
     if len(argv) > 2:
         raise UserError("name one file, as in `python -m vit_jax_mixer.pretrained Mixer-B/16:imagenet21k`.")
-    if download.is_address(argv[1]):
+    if hub.is_reference(argv[1]):
+        print(hub.fetch(argv[1]))
+    elif download.is_address(argv[1]):
         print(download.fetch(argv[1], verify=_VERIFY.value))
     else:
         print(registry.find(argv[1]).fetch(verify=_VERIFY.value))

@@ -6,6 +6,7 @@ A figure or a hash stands there only if its source was read; what is not known i
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax_mixer.errors import UserError, suggest
-from vit_jax_mixer.pretrained import download
+from vit_jax_mixer.pretrained import download, hub, progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Published:
         md5: hexadecimal.
         sha256: hexadecimal.
         note: what else one should know.
+        copy: where the hub has timm's copy of the same values, for when ``url`` fails; '' if there is none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Published:
     md5: str | None
     sha256: str | None
     note: str
+    copy: str
 
     @property
     def reference(self) -> str:
@@ -75,10 +78,22 @@ class Published:
     def fetch(self, *, verify: bool = False) -> Path:
         """Return the file's path in the cache, fetched if it is not there; see `download.fetch`.
 
+        Where its address fails and the hub's library is there, it is the `copy`: other names, the same values.
+
         Raises:
             UserError: as for `download.fetch`.
         """
-        return download.fetch(self.url, size=self.size, md5=self.md5, sha256=self.sha256, verify=verify)
+        try:
+            return download.fetch(self.url, size=self.size, md5=self.md5, sha256=self.sha256, verify=verify)
+        except UserError as error:
+            if not (self.copy and importlib.util.find_spec("huggingface_hub")):
+                raise
+            try:
+                path = hub.fetch(self.copy)
+            except UserError:
+                raise error from None
+            progress.say(f"{error}\n{self.reference}: its copy {self.copy} is taken")
+            return path
 
 
 @functools.cache
