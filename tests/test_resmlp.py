@@ -12,7 +12,7 @@ from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.__main__ import cost
 from vit_jax_mixer.models.resmlp import ResMlp, ResMlpBlock
 from vit_jax_mixer.pretrained import names
-from vit_jax_mixer.run import optim
+from vit_jax_mixer.run import weight_decay
 
 TINY = dict(num_blocks=2, patch_size=8, hidden_dim=24, layerscale_init=0.1)
 
@@ -99,7 +99,7 @@ def test_parameters_start_as_in_the_authors_code():
 
 
 def test_weight_decay_spares_aff_layer_scale_and_biases_by_default():
-    decayed = optim.decay_mask("(bias|scale)$")(start())
+    decayed = weight_decay.decay_mask("(bias|scale)$")(start())
     assert {name for name, decays in decayed.items() if decays} == {
         name for name in decayed if name.endswith("/kernel")
     }

@@ -18,7 +18,7 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.models.layers import apply_blocks, embed_patches
 from vit_jax_mixer.models.mixer import MixerBlock
-from vit_jax_mixer.run import optim, parallel, step
+from vit_jax_mixer.run import optim, parallel, step, weight_decay
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.train import train_and_evaluate
@@ -197,7 +197,7 @@ def test_only_what_was_scanned_is_taken_apart(tmp_path):
 def test_weight_decay_goes_by_the_published_names_in_both_layouts():
     params = stacked.init(models.create("MlpMixer", 5, **FAMILIES["MlpMixer"], scan=True), jax.random.key(0), IMAGES)
     for no_decay in ("(bias|scale)$", r"^MixerBlock_\d+/token", "", "^MixerBlock_0/"):
-        mask = optim.decay_mask(no_decay)
+        mask = weight_decay.decay_mask(no_decay)
         of_each = stacked.unstack(jax.tree.map(lambda decays, leaf: np.full(leaf.shape, decays), mask(params), params))
         assert jax.tree.map(np.all, of_each) == jax.tree.map(np.any, of_each) == mask(stacked.unstack(params))
 
@@ -210,6 +210,9 @@ OPTIMIZERS = {
             "adamw(weight_decay=0.5, no_decay='Block_1/|bias')",
             "lamb(weight_decay=0.5)",
             "lars(weight_decay=0.5, no_decay='Block_[01]/kernel|bias')",
+            "lion(weight_decay=0.5, no_decay='Block_1/|bias')",
+            "adan",
+            "adafactor(weight_decay=0.5, min_dim_size_to_factor=4, no_decay='Block_1/|bias')",
         )
     },
     "noise": lambda: optim.create(optimizer="sgd", noise="gaussian(eta=0.1)", **OF_OPTIM)[0],
@@ -225,7 +228,11 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "noise" else []) for name in OPTIMIZERS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith(("noise", "adan", "adafactor(")) else [])
+        for name in OPTIMIZERS
+    ],
 )
 def test_an_optimizer_sees_one_block_at_a_time_in_both_layouts(name):
     def tree(seed):

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import DATA, assert_close, assert_same
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.run import optim
+from vit_jax_mixer.run import optim, optimizers, weight_decay
 
 FIELDS: dict[str, Any] = dict(
     optimizer="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0, steps=10
@@ -86,7 +86,7 @@ def test_lamb_makes_the_updates_of_timm(variant, arguments, clip_norm):
     # The reference has no schedule: a rate for each step.
     rate = lambda step: jnp.asarray(reference["learning_rates"], jnp.float32)[step]
     spec = f"lamb(weight_decay=0.2, no_decay='bias|gamma', {arguments})"
-    update = specs.build(optim.OPTIMIZERS, spec, "optimizer", learning_rate=rate)
+    update = specs.build(optimizers.OPTIMIZERS, spec, "optimizer", learning_rate=rate)
     optimizer = optax.chain(optim.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), update)
     params = of("param")
     state = optimizer.init(params)
@@ -99,13 +99,45 @@ def test_lamb_makes_the_updates_of_timm(variant, arguments, clip_norm):
 def test_adagrad_makes_the_updates_of_pytorch():
     reference = np.load(DATA / "adagrad_reference.npz")
     rate = lambda step: jnp.asarray(reference["learning_rates"], jnp.float32)[step]
-    optimizer = specs.build(optim.OPTIMIZERS, "adagrad", "optimizer", learning_rate=rate)
+    optimizer = specs.build(optimizers.OPTIMIZERS, "adagrad", "optimizer", learning_rate=rate)
     param = jnp.asarray(reference["param"])
     state = optimizer.init(param)
     for step in range(4):
         updates, state = optimizer.update(jnp.asarray(reference[f"grad/{step}"]), state, param)
         param = optax.apply_updates(param, updates)
         assert_close(param, reference[f"after/{step}"])
+
+
+MASK = {"Dense_0": {"kernel": True, "bias": False}, "LayerNorm_0": {"scale": False}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "of_optax"),
+    [
+        ("lion(weight_decay=0.1)", optax.lion(0.5, weight_decay=0.1, mask=MASK)),
+        ("nadamw(weight_decay=0.1)", optax.nadamw(0.5, weight_decay=0.1, mask=MASK)),
+        ("radam", optax.radam(0.5)),
+        ("adabelief", optax.adabelief(0.5)),
+        ("adan", optax.adan(0.5)),
+        ("rmsprop(momentum=0.9, centered=True)", optax.rmsprop(0.5, momentum=0.9, centered=True)),
+        (
+            "adafactor(min_dim_size_to_factor=2, weight_decay=0.1)",
+            optax.adafactor(0.5, min_dim_size_to_factor=2, weight_decay_rate=0.1, weight_decay_mask=MASK),
+        ),
+    ],
+    ids=lambda value: value.partition("(")[0] if isinstance(value, str) else "",
+)
+def test_those_of_optax_make_its_updates(spec, of_optax):
+    rng = np.random.default_rng(0)
+    ours, _ = optim.create(**{**FIELDS, "optimizer": spec})
+    params = {"ours": PARAMS, "optax": PARAMS}
+    states = {"ours": ours.init(PARAMS), "optax": of_optax.init(PARAMS)}
+    for _ in range(3):
+        grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), PARAMS)
+        for name, optimizer in (("ours", ours), ("optax", of_optax)):
+            changes, states[name] = optimizer.update(grads, states[name], params[name])
+            params[name] = optax.apply_updates(params[name], changes)
+    assert_close(params["ours"], params["optax"])
 
 
 def test_lamb_without_decay_is_adam_unless_it_always_adapts():
@@ -179,8 +211,8 @@ def test_noise_has_the_variance_of_its_formula_and_is_of_the_seed():
 
 
 def test_the_state_of_adamw_has_the_form_of_optaxs_which_checkpoints_hold():
-    mask = optim.decay_mask("(bias|scale)$")
-    ours = optim.adamw(lambda step: 0.1, weight_decay=0.1)
+    mask = weight_decay.decay_mask("(bias|scale)$")
+    ours = optimizers.adamw(lambda step: 0.1, weight_decay=0.1)
     theirs = optax.adamw(lambda step: 0.1, weight_decay=0.1, mask=mask)
     assert jax.tree.structure(ours.init(PARAMS)) == jax.tree.structure(theirs.init(PARAMS))
     grads = jax.tree.map(lambda x: 3 * x, PARAMS)
