@@ -1,6 +1,7 @@
 """Distillation: its formulas, what a teacher in the step sees, and logits on disk by the position in the order."""
 
 import dataclasses
+import pickle
 import re
 import shutil
 
@@ -22,6 +23,7 @@ from vit_jax_mixer.data.logits import Logits
 from vit_jax_mixer.data.order import Share
 from vit_jax_mixer.data.pipeline import first_example, train_order
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.export.writing import export
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.plan import targets
 from vit_jax_mixer.plan.compiled import Planned
@@ -35,6 +37,9 @@ from vit_jax_mixer.trained import open_model
 MIXER = dict(name="MlpMixer", num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
 SMALL = {"steps": 4, "batch_size": 8, "eval_batch_size": 90, "optim.warmup_steps": 1, "checkpoint.every": 2}
 MIXED = "decode(1)|random_shift(1)|value_range(-1, 1)|mixup(0.8)|random_erase(1.0, 'zero')"
+
+SCALED = "value_range(-1, 1)"
+COLOURED = dict(data__source="blank:10,8x8x3", data__eval="test", data__train_ops=SCALED, data__eval_ops=SCALED)
 
 
 def mix(images, targets, key):
@@ -214,6 +219,37 @@ def test_a_killed_writing_goes_on_to_the_same_bytes(a_model, tmp_path, monkeypat
         list(teacher.write(dataclasses.replace(run, seed=1), tmp_path / "l"))
 
 
+@pytest.fixture(scope="module")
+def an_onnx(tmp_path_factory):
+    """An export of a model whose classes stand in another order, and that model."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("onnx")
+    model = model_folder(folder / "model", tuple("9876543210"))
+    export(str(model), folder / "out", formats=["onnx"])
+    return folder / "out/model.onnx", model
+
+
+def test_an_onnx_file_says_what_its_model_does(an_onnx, tmp_path):
+    path, model = an_onnx
+    task, of_model = create(path), create(model)
+    batch = train_order(task.train_data, seed=0, batch_size=6, share=Share(0, 1))[2]
+    assert_close(batch["taught"], jax.jit(of_model.teacher.logits)(of_model.frozen(), batch["image"]))
+    assert_same(pickle.loads(pickle.dumps(task.teacher))(None, batch), batch)  # in a worker process
+    list(teacher.write(Config.of(run_of(path)), tmp_path / "l"))
+    assert_close(create(tmp_path / "l").teacher(np.arange(12, 18), {})["taught"], batch["taught"])
+    shutil.copy(path, tmp_path / "alone.onnx")  # without names, its classes are the data's by their place
+    alone = create(tmp_path / "alone.onnx")
+    assert_close(alone.teacher(None, batch)["taught"], batch["taught"][:, ::-1])
+    assert alone.digests == task.digests
+    with pytest.raises(UserError, match=r"alone.onnx reads images of shape \(8, 8, 1\), those of .* \(8, 8, 3\)"):
+        create(tmp_path / "alone.onnx", **COLOURED)
+    (tmp_path / "bad.onnx").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"bad.onnx is no ONNX model that can be run \(.*; export it again"):
+        create(tmp_path / "bad.onnx")
+    with pytest.raises(UserError, match=r"^cannot read .*gone.onnx \(No such file or directory\)"):
+        create(tmp_path / "gone.onnx")
+
+
 OTHERS = {
     "of another order: its seed is 3, that of this run 4": dict(seed=4),
     "of another order: its views is 2, that of this run 1": dict(data__views=1),
@@ -257,6 +293,7 @@ HOW = {
     "model": pytest.param("model", FAST),
     "logits": pytest.param("logits", dict(accum_steps=2), marks=pytest.mark.slow),
     "logits, mixed": pytest.param("logits", dict(data__train_ops=MIXED), marks=pytest.mark.slow),
+    "onnx": pytest.param("onnx", {}, marks=pytest.mark.slow),
     "pmap": pytest.param("model", dict(parallel="pmap", data__train_ops=MIXED), marks=pytest.mark.slow),
     "scan": pytest.param(
         "model", dict(parallel="jit(fsdp=2)", model__scan=True, model__num_blocks=2), marks=pytest.mark.slow
@@ -265,8 +302,9 @@ HOW = {
 
 
 @pytest.mark.parametrize(("which", "how"), HOW.values(), ids=HOW)
-def test_a_run_resumes_to_the_same_bits_and_publishes_the_student(which, how, a_model, some_logits, tmp_path):
-    of = {"model": (a_model, {}), "logits": (some_logits, dict(data__views=2, seed=3))}[which]
+def test_a_run_resumes_to_the_same_bits_and_publishes_the_student(which, how, a_model, some_logits, request, tmp_path):
+    onnx = request.getfixturevalue("an_onnx")[0] if which == "onnx" else ""
+    of = {"onnx": (onnx, {}), "model": (a_model, {}), "logits": (some_logits, dict(data__views=2, seed=3))}[which]
     config = lambda **changes: run_of(of[0], eval_every=4, **of[1], **how, **changes)
     whole = train_and_evaluate(config(), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")  # as if killed after the checkpoint of step 2
@@ -292,9 +330,6 @@ def test_a_run_goes_on_with_its_own_teacher_alone(a_model, some_logits, tmp_path
 
 # --- What is no teacher ---
 
-SCALED = "value_range(-1, 1)"
-COLOURED = dict(data__source="blank:10,8x8x3", data__eval="test", data__train_ops=SCALED, data__eval_ops=SCALED)
-
 
 @pytest.mark.parametrize(
     ("names", "data", "sentence"),
@@ -311,7 +346,7 @@ def test_a_teacher_of_other_classes_or_images_is_refused(names, data, sentence, 
 
 
 def test_what_is_no_model_of_images_with_classes_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^config.task.teacher is ''; name a workdir, published weights, or a folder"):
+    with pytest.raises(UserError, match=r"^config.task.teacher is ''; name a workdir, published weights, an ONNX"):
         create("")
     with pytest.raises(UserError, match=r"config.task.kind: 'hart' is not known; did you mean 'hard'"):
         create("x", task__kind="hart")

@@ -61,7 +61,7 @@ def write(run: "Config", folder: Path) -> Iterator[str]:
     task = tasks.create(run)
     run = run.in_steps(len(task.train_data))
     teacher = getattr(task, "teacher", None)
-    if not isinstance(task, distillation.Distillation) or not isinstance(teacher, distillation.Teacher):
+    if not isinstance(task, distillation.Distillation) or isinstance(teacher, logits.Logits) or teacher is None:
         raise UserError("config.task is no distillation from a model; set config.task.name and config.task.teacher.")
     rows = logits.rows_of_a_file(task.data.num_classes)
     of = logits.Of(*distillation.of_run(run, task.data), str(run.task["teacher"]), teacher.digest, rows)
@@ -71,13 +71,17 @@ def write(run: "Config", folder: Path) -> Iterator[str]:
 
     devices = jax.local_devices()
     how = parallel.Jit(devices=devices[: 1 << (len(devices).bit_length() - 1)])  # so many divide a batch
-    params, size = how.put_state(teacher.params), min(rows, 256)
-    step = how.eval_step(lambda across, params, batch: teacher.logits(params, batch["image"]))
+    size = min(rows, 256)
     batches = specs.call(Loader, run.loader, "config.loader").train_batches(
         task.train_data, seed=run.seed, batch_size=size, start=there * rows // size
     )
-    images = ({"image": batch["image"]} for batch in batches)
-    found = ahead((step(params, batch) for batch in ahead(images, how.put_batch)), lambda logits: logits)
+    if isinstance(teacher, distillation.Teacher):
+        params = how.put_state(teacher.params)
+        step = how.eval_step(lambda across, params, batch: teacher.logits(params, batch["image"]))
+        images = ({"image": batch["image"]} for batch in batches)
+        found = ahead((step(params, batch) for batch in ahead(images, how.put_batch)), lambda logits: logits)
+    else:  # the loader has run it
+        found = (batch[logits.FIELD] for batch in batches)
     for number in range(there, wanted):
         whole = np.concatenate([np.asarray(part) for part in itertools.islice(found, rows // size)])
         if not np.isfinite(whole).all():

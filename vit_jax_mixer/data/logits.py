@@ -76,6 +76,7 @@ class Logits:
         self.folder = folder
         path = folder / FILE
         self.of: Of = specs.call(Of, checksums.read_json(path), str(path))
+        self.digest = self.of.digest
 
     @classmethod
     def begin(cls, folder: Path, of: Of) -> "Logits":

@@ -6,7 +6,7 @@ serves both, as in ResMLP, arXiv 2105.03404). The formulas are those of DeiT's p
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import classes, pretrained, specs
+from vit_jax_mixer import classes, predictors, pretrained, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import logits as logits_lib
 from vit_jax_mixer.data import record
 from vit_jax_mixer.data.images import Ops
 from vit_jax_mixer.data.logits import Logits
+from vit_jax_mixer.data.onnx_teacher import OnnxTeacher
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.classification import labels
 from vit_jax_mixer.predictors.images import Images
@@ -66,6 +67,9 @@ def soft(temperature: Annotated[float, Within(0.01, 1000)] = 1.0, weight: Rate =
 KINDS: Mapping[str, Callable[..., Term]] = {"hard": hard, "soft": soft}
 
 
+OnHost = Logits | OnnxTeacher  # what adds its logits to a batch on the host
+
+
 class Teacher:
     """A trained model, which sees the student's images in its own normalisation and size."""
 
@@ -88,19 +92,8 @@ class Teacher:
             raise UserError(f"{where} is a model of {about.kind}, not of images; name one that classifies images.")
         if lack := about.lack():
             raise UserError(f"{where} {lack}; name a model that classifies images.")
-        if about.model["num_classes"] != data.num_classes:
-            raise UserError(
-                f"{where} has {about.model['num_classes']} classes, the data {data.num_classes}; "
-                "name a teacher of the same classes."
-            )
-        names, numbers = data.class_names, [classes.number(name) for name in data.class_names]
-        if about.class_names and None not in numbers and not by_number:  # numbers are no guess at other names
-            self._places, told = classes.match(names, about.class_names, f"{where}: the data", "the teacher's"), ""
-        else:
-            self._places, told = labels.match(
-                names, about.class_names, data.num_classes, f"{where}: the data", by_number
-            )
-        self._about = about  # and _places: i32[K], the teacher's place of each class of the data
+        self._places, told = _places(about.class_names, about.model["num_classes"], data, where, by_number)
+        self._about = about
         self._channels = about.image_shape[-1]
         if self._channels < data.shape[-1]:
             raise UserError(f"{where} reads grey images, and those of the data are coloured; name another.")
@@ -151,11 +144,21 @@ def create(
     """
     term = specs.build(KINDS, kind, "config.task.kind")
     if not teacher:
-        raise UserError("config.task.teacher is ''; name a workdir, published weights, or a folder of logits.")
+        raise UserError("config.task.teacher is ''; name a workdir, published weights, an ONNX file or logits.")
     task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples)
     folder = Path(teacher).expanduser()
     blank = str(run.data["source"]).startswith("blank:")  # to plan it, without its data
-    if (folder / logits_lib.FILE).exists():
+    if folder.suffix == ".onnx":
+        on_host = OnnxTeacher(folder, task.data.shape)
+        described = (folder.parent / predictors.FILE).is_file()  # of an export
+        names = getattr(predictors.read(folder.parent), "class_names", ()) if described else ()
+        where = f"config.task.teacher: {teacher}"
+        places, told = _places(names, on_host.classes, task.data, where, blank or not names)
+        on_host.reorder(places)
+        if line := told if names else "its classes are taken to be the data's, in their order":
+            progress.say(f"{teacher}: {line}")
+        task.learn(term, teacher, on_host)
+    elif (folder / logits_lib.FILE).exists():
         task.learn(term, teacher, Logits(folder))
         if not blank:
             Logits(folder).check(*of_run(run, task.data), run.steps * run.batch_size)
@@ -174,15 +177,15 @@ class Distillation(classification.Classification):
     """Images to classes, with a teacher. Only the student is evaluated, saved and published."""
 
     term: Term
-    teacher: Teacher | Logits
+    teacher: Teacher | OnHost
 
-    def learn(self, term: Term, name: str, teacher: Teacher | Logits) -> None:
+    def learn(self, term: Term, name: str, teacher: Teacher | OnHost) -> None:
         """Take the teacher, and what is learnt from it."""
         self.term, self.teacher = term, teacher
         self._about = dataclasses.replace(self._about, source=f"{self._about.source}, taught by {name}")
-        if isinstance(teacher, Logits):
+        if not isinstance(teacher, Teacher):
             self.train_data = dataclasses.replace(self.train_data, beside=teacher)
-        self.digests = {"the teacher": teacher.digest if isinstance(teacher, Teacher) else teacher.of.digest}
+        self.digests = {"the teacher": teacher.digest}
 
     def frozen(self) -> Tree:
         return self.teacher.params if isinstance(self.teacher, Teacher) else ()
@@ -213,6 +216,29 @@ class Distillation(classification.Classification):
         }
         weight = self.term.weight
         return (1 - weight) * by_label + weight * by_teacher, Aux(metrics)
+
+
+def _places(names: Sequence[str], count: int, data: ImageData, where: str, by_number: bool) -> tuple[np.ndarray, str]:
+    """Return the teacher's place of each class of the data, i32[K], and how they were found; '' where that is plain.
+
+    Args:
+        names: of the teacher's classes; empty if they have none.
+        count: how many it has.
+        data: what the student learns from.
+        where: the teacher, for messages.
+        by_number: whether the data's names mean nothing.
+
+    Raises:
+        UserError: they are not the same classes.
+    """
+    if count != data.num_classes:
+        raise UserError(
+            f"{where} has {count} classes, the data {data.num_classes}; name a teacher of the same classes."
+        )
+    theirs = f"{where}: the data"
+    if names and not by_number and all(classes.number(name) is not None for name in data.class_names):
+        return classes.match(data.class_names, names, theirs, "the teacher's"), ""  # numbers are no guess at names
+    return labels.match(data.class_names, names, count, theirs, by_number)
 
 
 def _digest(params: Tree, *more: str) -> str:
