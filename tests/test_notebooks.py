@@ -87,6 +87,20 @@ def test_inspect(run):
     assert not warnings_in(outputs)
 
 
+@pytest.mark.slow
+def test_table(run, tmp_path):
+    values, outputs = run("table", "found.figures['accuracy']", "[answer.value for answer in answers]", "last['step']")
+    accuracy, answers, step = values
+    assert accuracy > 0.9
+    assert len(answers) == 10
+    assert set(answers) <= {"malignant", "benign"}
+    assert step == 400
+    assert pictures(outputs) >= 3  # the curves of training, those of the evaluation, what counts
+    assert not warnings_in(outputs)
+    export = tmp_path / "runs" / "table" / "export"
+    assert {"model.safetensors", "model.stablehlo", "MODEL_CARD.md"} <= {path.name for path in export.iterdir()}
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_kept_without_outputs(name):
     for cell in read(ROOT, name).cells:
