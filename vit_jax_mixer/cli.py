@@ -72,6 +72,7 @@ def _guarded(
             print(*filter(None, [_help(values), more_help(sys.argv)]), sep="\n")
         else:
             _quiet()
+            startup.keep_programs()
             plugins.look_in(Path.cwd())
             main(parse(sys.argv) if parse else parse_flags(sys.argv, values))
     except (UserError, flags.Error) as error:

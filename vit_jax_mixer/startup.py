@@ -1,9 +1,14 @@
 """What a command sets before JAX is loaded: memory that a process on CPUs keeps, and where programs are kept."""
 
+import contextlib
 import ctypes
+import hashlib
 import os
+import platform
 import sys
 from glob import glob
+from importlib import metadata
+from pathlib import Path
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -30,3 +35,54 @@ def _on_cpus() -> bool:
     if asked := os.environ.get("JAX_PLATFORMS"):
         return set(asked.split(",")) == {"cpu"}
     return not any(glob(pattern) for pattern in _ACCELERATORS)
+
+
+def keep_programs() -> None:
+    """Let JAX keep the programs that it compiles in the user's cache folder, unless its own variables say otherwise.
+
+    JAX names an entry by the program, its release and the flags of XLA, but not by what the processor can do, nor
+    by the number of cores that a program for CPUs was split for: each such machine has a folder of its own. Entries
+    are code, so the folder must be the user's alone.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:
+        return
+    folder = cache_folder() / "compiled" / _machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.stat()
+        if about.st_mode & 0o022 or (hasattr(os, "getuid") and about.st_uid != os.getuid()):
+            return
+        _sweep(folder)
+    except (OSError, ImportError):  # as of a home that cannot be written: then nothing is kept
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vit_jax_mixer"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove entries that are not whole: JAX writes the time beside an entry after it, and a kill may come between."""
+    import fcntl  # which not every system has
+
+    with open(folder / ".lockfile", "a") as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # JAX's own; who has it writes, and the next start sweeps
+        for entry in folder.glob("*-cache"):
+            if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
+                entry.unlink()
+
+
+def _machine(processors: Path = Path("/proc/cpuinfo")) -> str:
+    """Return a name of what a program is compiled for: the processor, what it can do, and how many cores are ours."""
+    try:
+        lines = processors.read_text().split("\n\n")[0].splitlines()
+        own = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU p", "isa"))]
+    except OSError:  # no Linux
+        own = [platform.processor(), platform.version()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = "\n".join([platform.machine(), *own, f"{cores}", metadata.version("jaxlib")])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

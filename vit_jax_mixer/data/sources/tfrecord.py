@@ -19,7 +19,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from vit_jax_mixer import files
+from vit_jax_mixer import files, startup
 from vit_jax_mixer.errors import UserError
 
 _HEAD, _TAIL = 12, 4
@@ -158,9 +158,8 @@ def _length(head: bytes) -> int:
 def _caches(shards: Sequence[str], split: str) -> list[Path]:
     """Return the files that may keep the positions, the preferred one first."""
     folder = Path(shards[0]).absolute().parent
-    user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     key = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
-    return [folder / f"{split}.tfrecord_index", user / "vit_jax_mixer" / f"{key}-{split}.tfrecord_index"]
+    return [folder / f"{split}.tfrecord_index", startup.cache_folder() / f"{key}-{split}.tfrecord_index"]
 
 
 def _load(cache: Path, stamps: np.ndarray, count: int) -> np.ndarray | None:
