@@ -75,6 +75,13 @@ def test_a_family_without_a_table_keeps_our_names(tmp_path):
         assert formats.read(tmp_path / name).keys() == flat.keys()
 
 
+def test_an_activation_that_names_do_not_tell_is_said(tmp_path):
+    formats.write(tmp_path / "run", formats.read(DATA / "mixer_tiny_params.npz"))
+    (tmp_path / "run" / "model.json").write_text('{"model": {"name": "MlpMixer", "activation": "tanh"}}')
+    assert "its activation, tanh, is not in" in convert(tmp_path / "run", tmp_path / "a.npz")
+    assert "its activation" not in convert(tmp_path / "a.npz", tmp_path / "b.npz")
+
+
 def test_the_command(tmp_path):
     target = tmp_path / "a.safetensors"
     result = command("convert", DATA / "resmlp_tiny.pth", target)

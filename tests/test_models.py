@@ -1,4 +1,6 @@
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from flax import traverse_util
 from tests.helpers import DATA, assert_close, command, nested
 from vit_jax_mixer import models
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.models.mixer import MixerBlock, MlpMixer
+from vit_jax_mixer.models import layers
+from vit_jax_mixer.models.mixer import MixerBlock, MlpBlock, MlpMixer
 
 TINY = dict(num_blocks=2, patch_size=8, hidden_dim=24, tokens_mlp_dim=10, channels_mlp_dim=36)
 PUBLISHED = json.loads((DATA / "mixer_param_shapes.json").read_text())
@@ -128,6 +131,44 @@ def test_bfloat16_computes_roughly_the_same_with_float32_parameters(reference, p
     assert_close(logits, reference["logits"], 0.05)
     fresh = model.init(jax.random.key(0), reference["images"])
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shape"),
+    [
+        ("MlpMixer", TINY, (16, 16, 3)),
+        ("TabularMixer", dict(num_blocks=2, patch_size=3, hidden_dim=8), (12,)),
+        ("ResMlp", dict(num_blocks=2, patch_size=8, hidden_dim=8, layerscale_init=0.1), (16, 16, 3)),
+        ("GMlp", dict(num_blocks=2, patch_size=8, hidden_dim=8), (16, 16, 3)),
+    ],
+)
+def test_all_activations_of_a_model_are_the_one_that_is_asked_for(name, fields, shape):
+    x = np.zeros((1, *shape), np.float32)
+
+    def program(**more):
+        model = models.create(name, num_classes=3, **fields, **more)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        return str(jax.make_jaxpr(model.apply)(variables, x))
+
+    assert program(activation="gelu") == program()
+    used = re.findall(r"= (erf|erfc|tanh|logistic)\b", program(activation="silu"))
+    assert {*used} == {"logistic"}  # no GELU is left
+    with pytest.raises(UserError, match=r"config\.model\.activation: 'sine' is not known"):
+        program(activation="sine")
+
+
+def test_activations_are_what_their_names_say(params):
+    x = np.linspace(-3, 3, 13, dtype=np.float32)
+    sigmoid = 1 / (1 + np.exp(-x))
+    erf = np.vectorize(math.erf)(x / math.sqrt(2))
+    expected = {"tanh": np.tanh(x), "relu": np.maximum(x, 0), "silu": x * sigmoid, "gelu": x * (1 + erf) / 2}
+    for name, values in expected.items():
+        assert_close(layers.activation(name)(x), values, 1e-6)
+    block = params["MixerBlock_0"]["channel_mixing"]
+    tokens = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    hidden = np.tanh(tokens @ block["Dense_0"]["kernel"] + block["Dense_0"]["bias"])
+    found = MlpBlock(36, activation="tanh").apply({"params": block}, tokens)
+    assert_close(found, hidden @ block["Dense_1"]["kernel"] + block["Dense_1"]["bias"], 1e-5)
 
 
 def test_a_new_head_starts_at_zero_with_the_bias_asked_for():

@@ -10,7 +10,7 @@ from tests.helpers import DATA, assert_close
 from vit_jax_mixer import models
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models.__main__ import cost
-from vit_jax_mixer.models.resmlp import ResMlp, ResMlpBlock
+from vit_jax_mixer.models.resmlp import ResMlp, ResMlpBlock, fold
 from vit_jax_mixer.pretrained import names
 from vit_jax_mixer.run import weight_decay
 
@@ -140,6 +140,13 @@ def test_bfloat16_computes_roughly_the_same_with_float32_parameters(reference, i
     assert state["intermediates"]["block_1"].dtype == jnp.bfloat16
     fresh = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+
+def test_another_activation_is_folded_too(images, params):
+    model = ResMlp(num_classes=7, activation="tanh", **TINY)
+    folded = model.clone(folded=True).apply({"params": fold(params)}, images)
+    assert_close(folded, model.apply({"params": params}, images), 1e-5)
+    assert np.abs(folded - ResMlp(num_classes=7, **TINY).apply({"params": params}, images)).max() > 1e-3
 
 
 def test_a_patch_may_be_a_rectangle_and_must_divide_the_image():

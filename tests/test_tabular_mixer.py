@@ -119,6 +119,7 @@ def test_sizes_that_make_no_sense_are_one_sentence(fields, message):
         {"column_dim": 0},
         {"column_dim": 4, "categories": (0, 3, 0, 2, 5), "numbers": "piecewise(4)"},
         {"column_dim": 4, "numbers": "periodic(2)"},
+        {"column_dim": 0, "activation": "silu"},
     ],
 )
 def test_it_is_written_as_onnx(fields):

@@ -16,7 +16,7 @@ from vit_jax_mixer import specs
 from vit_jax_mixer.specs import Count, Share, Within
 
 Section = Mapping[str, Any]
-_FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers")
+_FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers", "log_gradient_norms")
 # Fields that earlier runs do not have, and what those did.
 _EARLIER = {
     "init": "",
@@ -59,6 +59,7 @@ class Config:
     writers: str = ""
     init: str = ""
     sharpness: str = ""
+    log_gradient_norms: bool = False
     early_stopping: Section = dataclasses.field(default_factory=dict)
     # No field of a config: all of them as they were given, if lengths count epochs that are no steps yet.
     epochs: Section = dataclasses.field(default_factory=dict)
@@ -154,8 +155,8 @@ def changes(old: Section, new: Section) -> list[str]:
     """Return a phrase for each field in which a run that goes on differs from what it was before.
 
     What makes no step another one may differ: how a run is computed (``parallel``, ``loader``), what is
-    told of it (``log_every``, ``writers``, ``profile``, ``debug_nans``), and, where the learning rate stays constant
-    after its warm-up, the number of ``steps``: no schedule reads it then.
+    told of it (``log_every``, ``log_gradient_norms``, ``writers``, ``profile``, ``debug_nans``), and, where the
+    learning rate stays constant after its warm-up, the number of ``steps``: no schedule reads it then.
     """
     optims = [one.get("optim") for one in (old, new)]
     constant = all(isinstance(optim, Mapping) and optim.get("schedule") == "constant" for optim in optims)

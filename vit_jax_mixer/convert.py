@@ -56,10 +56,13 @@ def convert(source: str | Path, target: str | Path, to: str | None = None, *, fo
     weights = pretrained.read(source)
     flat, family, write_as = pretrained.rename(weights.tree, target.suffix.lower(), to)
     formats.write(target, flat, force=force)
+    lost = ""
+    if weights.activation != "gelu":
+        lost = f"; its activation, {weights.activation}, is not in {target}, whose readers take GELU: say it to them"
     count = sum(value.size for value in flat.values())
     return (
         f"{source} -> {target}: {family or 'a model of ours'}, {count:,} parameters in {len(flat)} arrays, "
-        f"names {weights.convention} -> {write_as}" + (f"; {weights.origin}" if weights.origin else "")
+        f"names {weights.convention} -> {write_as}" + (f"; {weights.origin}" if weights.origin else "") + lost
     )
 
 

@@ -23,6 +23,7 @@ from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.run.early_stopping import EarlyStopping
 from vit_jax_mixer.run.evaluation import Evaluator, ahead
+from vit_jax_mixer.run.gradient_norms import Vanishing
 from vit_jax_mixer.run.preemption import Interruption, Stopped
 from vit_jax_mixer.run.reports import Reports
 from vit_jax_mixer.run.trace import Trace
@@ -209,6 +210,7 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         least_seconds=3 * task.forward_flop() * run.batch_size / peak if peak else 0.0,
         skips=run.skips,
         on_not_finite=name_examples,
+        remark=Vanishing(run.optim.get("warmup_steps", 0)),
     )
 
 

@@ -25,6 +25,7 @@ from vit_jax_mixer.models.layers import (
     Classes,
     DropPath,
     Ratio,
+    activation,
     apply_blocks,
     embed_patches,
     expose,
@@ -68,11 +69,13 @@ class GMlpBlock(nn.Module):
         stochastic_depth_rate: probability that an example skips the block; branches that are
             kept are divided by ``1 - rate``.
         dtype: of the computation; parameters stay float32.
+        activation: before the gate; see `layers.activation`.
     """
 
     mlp_dim: int
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
@@ -80,7 +83,7 @@ class GMlpBlock(nn.Module):
         drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
         dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), bias_init=TINY, dtype=self.dtype)
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
-        y = nn.gelu(dense(self.mlp_dim, name="Dense_0")(y), approximate=False)
+        y = activation(self.activation)(dense(self.mlp_dim, name="Dense_0")(y))
         y = SpatialGating(self.dtype, name="spatial_gating")(y)  # [B, N, D] -> [B, N, D/2]
         y = dense(x.shape[-1], name="Dense_1")(y)
         return x + drop_path(y)
@@ -101,6 +104,7 @@ class GMlp(nn.Module):
         mlp_ratio: hidden width before the gate, in multiples of C.
         stochastic_depth_rate: that of every block alike.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+        activation: before the gate: 'gelu', 'relu', 'silu' or 'tanh' (`layers.activation`).
         scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
         remat: compute a block's activations again in the backward pass instead of keeping them.
     """
@@ -112,6 +116,7 @@ class GMlp(nn.Module):
     mlp_ratio: Ratio = 6
     stochastic_depth_rate: Share = 0.0
     dtype: Any = jnp.float32
+    activation: str = "gelu"
     scan: bool = False
     remat: bool = False
 
@@ -131,7 +136,7 @@ class GMlp(nn.Module):
                 f"is {mlp_dim}; choose an mlp_ratio that makes it even."
             )
         x = embed_patches(images, self.patch_size, self.hidden_dim, self.dtype)
-        block = partial(GMlpBlock, mlp_dim, dtype=self.dtype)
+        block = partial(GMlpBlock, mlp_dim, dtype=self.dtype, activation=self.activation)
         x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x)
         expose(self, "tokens", x)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.specs import Within
@@ -66,6 +67,25 @@ def hidden_width(mlp_ratio: float, channels: int, field: str = "mlp_ratio", of: 
     if width < 1:
         raise UserError(f"{field} {mlp_ratio} of {channels} {of} leaves no hidden width; choose a larger one.")
     return width
+
+
+def activation(spec: str, *, exact_gelu: bool = True) -> Callable[[jax.Array], jax.Array]:
+    """Return the function between two dense layers of a block: 'gelu', 'relu', 'silu' or 'tanh'.
+
+    Args:
+        spec: its name.
+        exact_gelu: whether 'gelu' is by the error function, not by tanh.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    known: dict[str, Callable[[], Any]] = {
+        "gelu": lambda: partial(nn.gelu, approximate=not exact_gelu),
+        "relu": lambda: nn.relu,
+        "silu": lambda: nn.silu,
+        "tanh": lambda: nn.tanh,
+    }
+    return specs.build(known, spec, "config.model.activation")
 
 
 class DropPath(nn.Module):

@@ -15,31 +15,42 @@ import jax.numpy as jnp
 
 from vit_jax_mixer.models.convolutions import before_blocks, before_patches
 from vit_jax_mixer.models.lambda_layer import token_mixer
-from vit_jax_mixer.models.layers import Blocks, Classes, DropPath, apply_blocks, embed_patches, expose, patch_sides
+from vit_jax_mixer.models.layers import (
+    Blocks,
+    Classes,
+    DropPath,
+    activation,
+    apply_blocks,
+    embed_patches,
+    expose,
+    patch_sides,
+)
 from vit_jax_mixer.specs import Share, Size, Within
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between; the last axis keeps its size.
+    """Two dense layers with a GELU, or another activation, between; the last axis keeps its size.
 
     Attributes:
         mlp_dim: width of the hidden layer.
         dropout_rate: dropout after each of the two layers.
         dtype: of the computation; parameters stay float32.
         exact_gelu: by the error function, as PyTorch's models have it, not by tanh.
+        activation: see `layers.activation`.
     """
 
     mlp_dim: int
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Map f32[..., D] to f32[..., D]."""
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0")(x)
-        y = dropout(nn.gelu(y, approximate=not self.exact_gelu))
+        y = dropout(activation(self.activation, exact_gelu=self.exact_gelu)(y))
         return dropout(nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1")(y))
 
 
@@ -54,6 +65,7 @@ class MixerBlock(nn.Module):
             kept are divided by ``1 - rate`` (Huang et al. 2016, arXiv 1603.09382).
         dtype: of the computation; parameters stay float32.
         exact_gelu: see `MlpBlock`.
+        activation: see `layers.activation`.
         epsilon: of the LayerNorms.
         token_mixer: makes what mixes tokens, f32[B, N, C] to the same, in the place of the MLP.
     """
@@ -64,13 +76,15 @@ class MixerBlock(nn.Module):
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    activation: str = "gelu"
     epsilon: float = 1e-6
     token_mixer: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, depth_rate: jax.Array | None = None) -> jax.Array:
         """Map f32[B, N, C] to f32[B, N, C]; ``depth_rate`` is for `layers.apply_blocks`."""
-        mlp = partial(MlpBlock, dropout_rate=self.dropout_rate, dtype=self.dtype, exact_gelu=self.exact_gelu)
+        how = dict(dtype=self.dtype, exact_gelu=self.exact_gelu, activation=self.activation)
+        mlp = partial(MlpBlock, dropout_rate=self.dropout_rate, **how)
         drop_path = partial(DropPath(self.stochastic_depth_rate, name="Dropout_0"), train=train, rate=depth_rate)
 
         y = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
@@ -106,6 +120,7 @@ class MlpMixer(nn.Module):
         head_bias_init: start value of the head's bias; about ``-log(K)`` with sigmoid losses.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
         exact_gelu: as the PyTorch models of timm have it; the published Mixers were trained without.
+        activation: between the dense layers of a block: 'gelu', 'relu', 'silu' or 'tanh' (`layers.activation`).
         stem: 'patch', or 'inception(one=16, ..., relu=False)' before the patches (`convolutions.Inception`).
         conv_blocks: how many convolutional blocks precede each of the first mixer blocks, as (2, 1); () for none.
         conv_block: their kind, 'convnext(kernel_size=7, expansion=4, layer_scale=1e-6)' or
@@ -126,6 +141,7 @@ class MlpMixer(nn.Module):
     head_bias_init: Annotated[float, Within(-1000, 1000)] = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = False
+    activation: str = "gelu"
     stem: str = "patch"
     conv_blocks: tuple[int, ...] = ()
     conv_block: str = "convnext"
@@ -152,6 +168,7 @@ class MlpMixer(nn.Module):
             self.dropout_rate,
             dtype=self.dtype,
             exact_gelu=self.exact_gelu,
+            activation=self.activation,
             token_mixer=token_mixer(self.token_mixer, grid, self.dtype),
         )
         rates = [self.stochastic_depth_rate * i / max(self.num_blocks - 1, 1) for i in range(self.num_blocks)]

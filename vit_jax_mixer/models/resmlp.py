@@ -28,6 +28,7 @@ from vit_jax_mixer.models.layers import (
     Classes,
     DropPath,
     Ratio,
+    activation,
     apply_blocks,
     embed_patches,
     expose,
@@ -74,6 +75,7 @@ class ResMlpBlock(nn.Module):
         stochastic_depth_rate: probability that an example skips a branch; branches that are
             kept are divided by ``1 - rate``.
         dtype: of the computation; parameters stay float32.
+        activation: see `layers.activation`.
         folded: the block as `fold` leaves it.
     """
 
@@ -81,6 +83,7 @@ class ResMlpBlock(nn.Module):
     mlp_ratio: float = 4
     stochastic_depth_rate: float = 0.0
     dtype: Any = jnp.float32
+    activation: str = "gelu"
     folded: bool = False
 
     @nn.compact
@@ -101,7 +104,7 @@ class ResMlpBlock(nn.Module):
 
         y = Affine(dtype=self.dtype, name="Affine_1")(x)
         y = dense(hidden_width(self.mlp_ratio, channels), name="Dense_0")(y)
-        y = dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
+        y = dense(channels, name="Dense_1")(activation(self.activation)(y))
         return x + drop_path(layer_scale(name="LayerScale_1")(y))
 
     def _folded(self, x: jax.Array) -> jax.Array:
@@ -116,7 +119,7 @@ class ResMlpBlock(nn.Module):
         x = x + y * scale.astype(self.dtype).reshape(1, 1, -1) + bias.astype(self.dtype)[None]
 
         y = dense(hidden_width(self.mlp_ratio, channels), name="Dense_0")(x)
-        return x + dense(channels, name="Dense_1")(nn.gelu(y, approximate=False))
+        return x + dense(channels, name="Dense_1")(activation(self.activation)(y))
 
 
 class ResMlp(nn.Module):
@@ -135,6 +138,7 @@ class ResMlp(nn.Module):
         mlp_ratio: hidden width of the MLPs, in multiples of C.
         stochastic_depth_rate: that of every block alike, as the paper trains.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
+        activation: between the dense layers of a block: 'gelu', 'relu', 'silu' or 'tanh' (`layers.activation`).
         folded: read the parameters that `fold` makes; for inference.
         scan: compile one block and loop over it; the parameters of all blocks are stacked (`stacked`).
         remat: compute a block's activations again in the backward pass instead of keeping them.
@@ -148,6 +152,7 @@ class ResMlp(nn.Module):
     mlp_ratio: Ratio = 4
     stochastic_depth_rate: Share = 0.0
     dtype: Any = jnp.float32
+    activation: str = "gelu"
     folded: bool = False
     scan: bool = False
     remat: bool = False
@@ -167,7 +172,8 @@ class ResMlp(nn.Module):
         x = embed_patches(
             images, self.patch_size, self.hidden_dim, self.dtype, kernel_init=stem_init, bias_init=stem_init
         )
-        block = partial(ResMlpBlock, self.layerscale_init, self.mlp_ratio, dtype=self.dtype, folded=self.folded)
+        how = dict(dtype=self.dtype, activation=self.activation, folded=self.folded)
+        block = partial(ResMlpBlock, self.layerscale_init, self.mlp_ratio, **how)
         x = apply_blocks(self, block, [self.stochastic_depth_rate] * self.num_blocks, x, train=train)
         last = Affine(dtype=self.dtype, name="pre_head_affine")
         expose(self, "tokens", last(x))

@@ -140,6 +140,7 @@ class TabularMixer(nn.Module):
         stochastic_depth_rate: that of the last block; it grows linearly from 0 at the first.
         dtype: of the computation, as 'bfloat16'; parameters and logits stay float32.
         exact_gelu: by the error function, as the document has it.
+        activation: between the dense layers of a block: 'gelu', 'relu', 'silu' or 'tanh' (`layers.activation`).
         epsilon: of the LayerNorms; the document has 1e-5.
         stem: 'patch', or 'inception(one=16, ..., relu=False)' between columns and patches (`convolutions.Inception`).
         conv_blocks: how many convolutional blocks precede each of the first mixer blocks, as (2, 1); () for none.
@@ -163,6 +164,7 @@ class TabularMixer(nn.Module):
     stochastic_depth_rate: Share = 0.0
     dtype: Any = jnp.float32
     exact_gelu: bool = True
+    activation: str = "gelu"
     epsilon: Annotated[float, Within(1e-12, 1)] = 1e-5
     stem: str = "patch"
     conv_blocks: tuple[int, ...] = ()
@@ -190,6 +192,7 @@ class TabularMixer(nn.Module):
             self.dropout_rate,
             dtype=self.dtype,
             exact_gelu=self.exact_gelu,
+            activation=self.activation,
             epsilon=self.epsilon,
             token_mixer=token_mixer(self.token_mixer, grid, self.dtype),
         )

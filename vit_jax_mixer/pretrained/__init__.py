@@ -40,12 +40,14 @@ class Weights:
         convention: of the names in the file.
         origin: what of the file they are, as 'step 500, the newest'; '' where there was nothing to choose.
         step: of a workdir's checkpoint.
+        activation: of the model, which no name tells; of a file without a model.json, what its family has.
     """
 
     tree: Tree
     convention: str
     origin: str = ""
     step: int | None = None
+    activation: str = "gelu"
 
 
 def load(reference: str | Path) -> Tree:
@@ -73,20 +75,22 @@ def read(reference: str | Path) -> Weights:
     path = locate(plain)
     description = folder.run_of(path) / DESCRIPTION
     described = description.is_file()  # then no names are guessed
+<<<<<<< HEAD
     chooser = trees.Chooser(str(path), tree, ours=described, published=_published(description) if described else "")
     flat, place = formats.read_from(path, chooser, last)
+=======
+    about = checksums.read_json(description, may_lack_it=True) if described else {}
+    published, model = about.get("published", ""), about.get("model", {})
+    if not isinstance(published, str) or not isinstance(model, dict):
+        raise UserError(f"{description} is damaged (its field published is no text, or model no object); restore it.")
+    chooser = trees.Chooser(str(path), tree, ours=described, published=published)
+    flat, place = formats.read_from(path, chooser)
+>>>>>>> 6a99ae9 (Activation of mixer, ResMLP and gMLP blocks; norms of each layer's gradient and a word when it vanishes; random search and successive halving in sweeps)
     convention = _convention_of(flat, str(path), ours=described)
     ours = convention == OURS or name_tables.CONVENTIONS[convention].native
     found = _nested(flat, path) if ours else names.to_ours(flat, convention, str(path))
-    return Weights(found, convention, "; ".join(filter(None, [place.why, chooser.said])), place.step)
-
-
-def _published(description: Path) -> str:
-    """Return which tree of a run's state its task publishes; '' for the usual."""
-    found = checksums.read_json(description, may_lack_it=True).get("published", "")
-    if not isinstance(found, str):
-        raise UserError(f"{description} is damaged (its field published is no text); restore it.")
-    return found
+    said = "; ".join(filter(None, [place.why, chooser.said]))
+    return Weights(found, convention, said, place.step, str(model.get("activation", "gelu")))
 
 
 def _convention_of(flat: Mapping[str, Any], where: str, *, ours: bool) -> str:

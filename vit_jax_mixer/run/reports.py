@@ -14,6 +14,7 @@ import jax
 import tqdm
 
 from vit_jax_mixer.errors import UserError, printable
+from vit_jax_mixer.run import gradient_norms
 from vit_jax_mixer.run.step import MUST_BE_FINITE
 from vit_jax_mixer.run.writers import Log, Scalars, open_writers
 
@@ -34,6 +35,7 @@ class Reports:
         least_seconds: float = 0.0,
         skips: int = 0,
         on_not_finite: Callable[[int], str] = lambda step: "",
+        remark: Callable[[int, Scalars], str] = lambda step, metrics: "",
     ) -> None:
         """Open the files.
 
@@ -48,7 +50,9 @@ class Reports:
             least_seconds: that the devices' peak would need for a step of the model; 0 if not known.
             skips: how many steps may be skipped because something in them is not finite.
             on_not_finite: is told the number of such a step, and returns what to say of it.
+            remark: is told what is logged of a step, and returns what else to say.
         """
+        self._remark = remark
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
         self._opened = (self._log, *open_writers(writers, workdir, start))
@@ -87,7 +91,8 @@ class Reports:
             self._console.advance(step)
             if step % self._every == 0 or step == self._steps:
                 speed = self._speed.measure(step)
-                self._console.training(step, {k: v for k, v in metrics.items() if k not in _QUIET}, speed)
+                self._console.training(step, {k: v for k, v in metrics.items() if not _is_quiet(k)}, speed)
+                self._console.line(self._remark(step, metrics))
                 self._write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
 
     def _write(self, step: int, scalars: Scalars) -> None:
@@ -105,6 +110,10 @@ class Reports:
 
 
 _QUIET = ("grad_norm", "param_norm", "learning_rate", "skipped")  # logged, but not on the console
+
+
+def _is_quiet(name: str) -> bool:
+    return name in _QUIET or name.startswith(gradient_norms.PREFIX)
 
 
 class Behind:

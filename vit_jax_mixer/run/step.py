@@ -15,7 +15,7 @@ import optax
 
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE
-from vit_jax_mixer.run import optim, sharpness
+from vit_jax_mixer.run import gradient_norms, optim, sharpness
 from vit_jax_mixer.run.sharpness import Gradients, Sharpness
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
 
@@ -57,7 +57,7 @@ def of_run(
     """Return `new_state` of (params, extra) and `train_step` of (across, state, batch), as the run has them."""
     peak = run.optim.get("learning_rate", 0.0)
     sharp = sharpness.parse(run.sharpness, lambda count: learning_rate(count) / (peak or 1.0))
-    how = dict(ema_decay=run.ema_decay, skips=run.skips > 0, sharp=sharp)
+    how = dict(ema_decay=run.ema_decay, skips=run.skips > 0, sharp=sharp, by_layer=run.log_gradient_norms)
     return (
         partial(new_state, optimizer, ema=run.ema_decay > 0, skips=run.skips > 0, sharp=sharp),
         partial(train_step, task, optimizer, learning_rate, run.seed, run.accum_steps, **how),
@@ -102,12 +102,14 @@ def train_step(
     ema_decay: float = 0.0,
     skips: bool = False,
     sharp: Sharpness | None = None,
+    by_layer: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and its metrics; randomness comes from (seed, step).
 
     With ``ema_decay`` the state's running mean follows the parameters. With ``skips``, a step whose
     loss, gradient or new parameters are not finite changes nothing but the count of steps and skips.
-    With ``sharp``, that says where gradients are taken.
+    With ``sharp``, that says where gradients are taken. With ``by_layer``, the metrics have the norm of each
+    layer's gradient.
     """
     key = across.own_key(step_key(seed, state.step))
     count = state.step - (state.skipped if skips else 0)  # the optimizer's own count leaves skipped steps out
@@ -131,6 +133,7 @@ def train_step(
         **aux.metrics,
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
+        **(gradient_norms.by_layer(grads) if by_layer else {}),
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
         "learning_rate": jnp.asarray(learning_rate(count)),
     }

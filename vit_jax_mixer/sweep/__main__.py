@@ -3,8 +3,8 @@
   python -m vit_jax_mixer.sweep sweep.toml
   python -m vit_jax_mixer.sweep sweep.toml --at_once=2
 
-FILE is TOML: a config, seeds, and fields to vary (docs/sweeps.md). Each run is the ordinary command
-`python -m vit_jax_mixer.main` in its own folder below --out, which is runs/NAME of FILE unless it is named:
+FILE is TOML: a config, seeds, and fields to vary, by lists or by a search (docs/sweeps.md). Each run is the ordinary
+command `python -m vit_jax_mixer.main` in its own folder below --out, which is runs/NAME of FILE unless it is named:
 
 table.md, table.csv       for each variant the mean and deviation over its seeds
 runs.csv                  each run: its fields, whether it is complete, why it failed, its metrics
@@ -36,18 +36,21 @@ def main(argv: list[str]) -> None:
     import jax
 
     from vit_jax_mixer.sweep import plan, running, table
+    from vit_jax_mixer.sweep.rungs import Rungs
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is left to the runs
     sweep = plan.read(argv[1])
     out = Path(_OUT.value).expanduser() if _OUT.value else Path("runs") / Path(argv[1]).stem
-    results = {run.place: running.result(run, out) for run in sweep.runs}
-    waiting = [one.run for one in results.values() if one.status != "complete"]
-    print(printable(f"{len(results)} runs in {out}, {len(results) - len(waiting)} of them complete"), flush=True)
     markdown = ""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        rungs = Rungs(out, sweep.halving, sweep.best) if sweep.halving else None
+        results = {run.place: running.result(run, out, rungs) for run in sweep.runs}
+        waiting = [one.run for one in results.values() if one.status not in ("complete", "ended")]
+        done = sum(one.status == "complete" for one in results.values())
+        print(printable(f"{len(results)} runs in {out}, {done} of them complete"), flush=True)
         markdown = table.write(out, sweep, list(results.values()))
-        for found in running.start_all(waiting, out, _AT_ONCE.value):
+        for found in running.start_all(waiting, out, _AT_ONCE.value, rungs):
             results[found.run.place] = found
             markdown = table.write(out, sweep, list(results.values()))
             left = sum(one.status == "begun" for one in results.values())
@@ -58,6 +61,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}); choose another --out.") from error
     print(markdown, end="")
+    if sweep.best and (said := table.best_of(sweep, list(results.values()))):
+        print(printable(said))
     if any(one.status == "begun" for one in results.values()):
         raise SystemExit("stopped; the same command goes on.")
     if failed := sum(one.status == "failed" for one in results.values()):

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -16,6 +16,8 @@ from vit_jax_mixer import config_file, files, specs
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.specs import Within
+from vit_jax_mixer.sweep import search as search_lib
+from vit_jax_mixer.sweep.search import Halving
 
 Overrides = Mapping[str, str]  # of fields, as 'optim.learning_rate', each as a command line has it
 _MOST = 10_000  # runs
@@ -66,10 +68,14 @@ class Sweep:
     Attributes:
         metrics: the columns of the table; () for all of the last evaluation.
         runs: in the order in which they start: all variants with the first seed, then with the next.
+        best: the metric that a search is for, as ``config.checkpoint.best`` names one; '' without a search.
+        halving: which runs of a search end before others; None for none.
     """
 
     metrics: tuple[str, ...]
     runs: tuple[Run, ...]
+    best: str = ""
+    halving: Halving | None = None
 
 
 def read(path: str) -> Sweep:
@@ -106,6 +112,7 @@ def _sweep(
     set: Mapping[str, Any] | None = None,  # the name of the table in the file
     grid: Mapping[str, Any] | None = None,
     variants: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> Sweep:
     if bad := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**32]:
         raise UserError(f"{path}: seeds has {bad[0]!r}; each is a whole number from 0 to {2**32 - 1}.")
@@ -115,22 +122,38 @@ def _sweep(
         raise UserError(f"{path}: metrics is {list(metrics)}; give names, as 'test/accuracy'.")
     common = _flat(set or {}, f"{path}: set")
     named = {name: _flat(own, f"{path}: variants.{name}") for name, own in (variants or {"": {}}).items()}
-    choices = _flat(grid or {}, f"{path}: grid", lists=True)
+    choices = _flat(grid or {}, f"{path}: grid", _several)
     if len(named) * len(seeds) * math.prod(map(len, choices.values())) > _MOST:
         raise UserError(f"{path} makes more than {_MOST:,} runs; leave values out.")
     made: list[Variant] = []
-    for (name, own), values in itertools.product(named.items(), itertools.product(*choices.values())):
-        overrides = {**own, **dict(zip(choices, values, strict=True))}
+    several = [
+        (name, own, dict(zip(choices, values, strict=True)))
+        for (name, own), values in itertools.product(named.items(), itertools.product(*choices.values()))
+    ]
+    found, checked = None, len(several)
+    if search is not None:
+        if grid or variants:
+            raise UserError(f"{path} has [search] and {'[grid]' if grid else '[variants]'}; leave one of them out.")
+        ranges = _flat(search.get("ranges", {}), f"{path}: search.ranges", _range)
+        found = specs.call(search_lib.Search, {**search, "ranges": ranges}, f"{path}: search")
+        if found.halving and len(seeds) > 1:
+            raise UserError(f"{path}: search.method is {found.method!r}, which compares runs of one seed; give one.")
+        checked = 1  # whatever else is drawn differs in values alone
+        several = [(f"trial_{i}", {}, drawn) for i, drawn in enumerate(found.draw())]
+    for name, own, values in several:
+        overrides = {**own, **values}
         if "seed" in {**common, **overrides}:
             raise UserError(f"{path} sets the field seed; list them as seeds = [0, 1, 2].")
         words = tuple(f"--config.{field}={text}" for field, text in {**common, **overrides}.items())
-        folder = _folder(name, dict(zip(choices, values, strict=True)))
-        made.append(Variant(folder, overrides, (f"--config={config}", *words)))
+        made.append(Variant(_folder(name, values), overrides, (f"--config={config}", *words)))
     if len({variant.name for variant in made}) < len(made):
         raise UserError(f"{path} has a value of the grid, or a variant, twice; leave one out.")
-    return Sweep(
-        tuple(metrics), tuple(_run(path, variant, seed, seed == seeds[0]) for seed in seeds for variant in made)
+    runs = tuple(
+        _run(path, one, seed, seed == seeds[0] and i < checked) for seed in seeds for i, one in enumerate(made)
     )
+    if found is None:
+        return Sweep(tuple(metrics), runs)
+    return Sweep(tuple(metrics), runs, found.metric_of(runs[0].fields), found.halving)
 
 
 def _run(path: str, variant: Variant, seed: int, check: bool) -> Run:
@@ -145,8 +168,10 @@ def _run(path: str, variant: Variant, seed: int, check: bool) -> Run:
     return Run(variant, seed, words, config_lib.as_json(config))
 
 
-def _flat(section: Any, where: str, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """Return fields by their whole names, with values as a command line has them; of a grid, lists of such."""
+def _flat(
+    section: Any, where: str, read: Callable[[Any, str], Any] = lambda value, where: _text(value), prefix: str = ""
+) -> dict[str, Any]:
+    """Return fields by their whole names, with what ``read`` makes of their values: by default as on a command line."""
     if not isinstance(section, Mapping):
         raise UserError(f"{where} is {section!r}; it must be a table of fields.")
     found: dict[str, Any] = {}
@@ -154,12 +179,20 @@ def _flat(section: Any, where: str, prefix: str = "", *, lists: bool = False) ->
         if not re.fullmatch(r"[\w.]+", name):
             raise UserError(f"{where} has {name!r}, which is no name of a field; as optim.learning_rate.")
         if isinstance(value, Mapping):
-            found |= _flat(value, where, f"{prefix}{name}.", lists=lists)
-        elif lists and not (isinstance(value, list) and value):
-            raise UserError(f"{where}.{prefix}{name} is {value!r}; it must be a list of values to try.")
+            found |= _flat(value, where, read, f"{prefix}{name}.")
         else:
-            found[prefix + name] = [*map(_text, value)] if lists else _text(value)
+            found[prefix + name] = read(value, f"{where}.{prefix}{name}")
     return found
+
+
+def _several(values: Any, where: str) -> list[str]:
+    if not (isinstance(values, list) and values):
+        raise UserError(f"{where} is {values!r}; it must be a list of values to try.")
+    return [*map(_text, values)]
+
+
+def _range(values: Any, where: str) -> search_lib.Range:
+    return search_lib.range_of(values if isinstance(values, str) else _several(values, where), where)
 
 
 def _text(value: Any) -> str:

@@ -21,9 +21,11 @@ from vit_jax_mixer.run.early_stopping import EarlyStopping
 from vit_jax_mixer.run.workdir import CONFIG, DATA
 from vit_jax_mixer.run.writers import METRICS
 from vit_jax_mixer.sweep.plan import Run
+from vit_jax_mixer.sweep.rungs import Rungs
 
 # JAX else takes most of an accelerator's memory at once, and leaves nothing for a run beside.
 _SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+_LOOKS = 1.0  # seconds between two looks at a run's evaluations
 LOG = "output.txt"  # what a run's command printed, in its workdir
 
 
@@ -33,9 +35,9 @@ class Result:
 
     Attributes:
         run: which.
-        status: 'complete', 'failed', or 'begun' for one that is not complete.
-        reason: why it failed; '' else.
-        metrics: the last value of each metric, by name; of complete runs alone.
+        status: 'complete', 'failed', 'ended' before others by a search, or 'begun' for one that is none of it.
+        reason: why it failed or ended; '' else.
+        metrics: the last value of each metric, by name; of runs that are complete or ended.
     """
 
     run: Run
@@ -44,8 +46,8 @@ class Result:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def result(run: Run, folder: Path) -> Result:
-    """Return what a workdir says of a run: whether it is complete, with this very config.
+def result(run: Run, folder: Path, rungs: Rungs | None = None) -> Result:
+    """Return what a workdir says of a run: whether it is complete, with this very config; or ended, by a search.
 
     Another config is left to the command itself, which says in what it differs.
     """
@@ -60,25 +62,46 @@ def result(run: Run, folder: Path) -> Result:
             data = checksums.read_json(path / DATA, may_lack_it=True)
             fields = config_lib.in_steps(run.fields, data["training"]["examples"])
         changed = config_lib.changes(checksums.read_json(path / CONFIG, may_lack_it=True), run.fields)
-        last, metrics, evaluations = 0, {}, {}
-        for line in files.read_text(path / METRICS, 4 << 30).splitlines():
-            values = json.loads(line)
-            last = values.pop("step")
-            values = {name: value for name, value in values.items() if isinstance(value, int | float)}
-            metrics |= values
-            evaluations[last] = {**evaluations.get(last, {}), **values}
+        last, metrics, evaluations = logged(path)
     except (ValueError, KeyError, AttributeError) as error:
         return Result(run, "begun", str(error))
+<<<<<<< HEAD
     stopping = specs.call(EarlyStopping, fields.get("early_stopping", {}), "config.early_stopping")
     ends = last == fields["steps"] or stopping.reason(evaluations, fields["eval_every"])
     if changed or last not in steps or not ends:
         return Result(run, "begun")
     return Result(run, "complete", "", metrics)
+=======
+    stopping = specs.call(EarlyStopping, run.fields.get("early_stopping", {}), "config.early_stopping")
+    ends = last == run.fields["steps"] or stopping.reason(evaluations, run.fields["eval_every"])
+    if not (changed or last not in steps or not ends):
+        return Result(run, "complete", "", metrics)
+    reason = rungs.reason(run) if rungs and not changed else ""
+    return Result(run, "ended", reason, metrics) if reason else Result(run, "begun")
+>>>>>>> 6a99ae9 (Activation of mixer, ResMLP and gMLP blocks; norms of each layer's gradient and a word when it vanishes; random search and successive halving in sweeps)
 
 
-def start_all(runs: Sequence[Run], folder: Path, at_once: int) -> Iterator[Result]:
+def logged(workdir: Path) -> tuple[int, dict[str, float], dict[int, dict[str, float]]]:
+    """Return the last step of a run's log, the last value of each metric, and all values by step.
+
+    A line at the end that a run has not finished is left out.
+    """
+    last, metrics, evaluations = 0, {}, {}
+    for line in files.read_text(workdir / METRICS, 4 << 30).splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        values = json.loads(line)
+        last = values.pop("step")
+        values = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        metrics |= values
+        evaluations[last] = {**evaluations.get(last, {}), **values}
+    return last, metrics, evaluations
+
+
+def start_all(runs: Sequence[Run], folder: Path, at_once: int, rungs: Rungs | None = None) -> Iterator[Result]:
     """Run those that are not complete, ``at_once`` at a time, and yield what became of each as it ends.
 
+    With ``rungs``, those that these end are asked to save a checkpoint and end, too.
     At an interruption (Ctrl-C or SIGTERM), those under way save a checkpoint and end, and no more begin.
     """
     children: set[subprocess.Popen[bytes]] = set()
@@ -92,7 +115,7 @@ def start_all(runs: Sequence[Run], folder: Path, at_once: int) -> Iterator[Resul
     def one(run: Run) -> Result:
         if stopped.is_set():
             return Result(run, "begun")
-        return _start(run, folder, children, stopped)
+        return _start(run, folder, children, stopped, rungs)
 
     with _handled(stop), futures.ThreadPoolExecutor(at_once) as pool:
         for done in futures.as_completed([pool.submit(one, run) for run in runs]):
@@ -109,7 +132,13 @@ def _handled(stop: Callable[..., None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(run: Run, folder: Path, children: set[subprocess.Popen[bytes]], stopped: threading.Event) -> Result:
+def _start(
+    run: Run,
+    folder: Path,
+    children: set[subprocess.Popen[bytes]],
+    stopped: threading.Event,
+    rungs: Rungs | None,
+) -> Result:
     path = folder / run.place
     command = [sys.executable, "-m", "vit_jax_mixer.main", *run.words, f"--workdir={path}"]
     try:
@@ -127,14 +156,29 @@ def _start(run: Run, folder: Path, children: set[subprocess.Popen[bytes]], stopp
             children.add(child)
             if stopped.is_set():
                 child.send_signal(signal.SIGTERM)
-            code = child.wait()
+            code = _wait(child, run, path, rungs) if rungs else child.wait()
             children.discard(child)
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}); choose another --out.") from error
-    found = result(run, folder)
-    if found.status == "complete" or stopped.is_set():
+    found = result(run, folder, rungs)
+    if found.status in ("complete", "ended") or stopped.is_set():
         return found
     return Result(run, "failed", found.reason or _sentence(path / LOG, code))
+
+
+def _wait(child: subprocess.Popen[bytes], run: Run, path: Path, rungs: Rungs) -> int:
+    """Return the exit code of a run, which is asked to end where its evaluations are not good enough."""
+    code, told = None, False
+    while code is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = child.wait(_LOOKS)
+        if not (path / METRICS).exists():
+            continue
+        with contextlib.suppress(ValueError, KeyError, AttributeError):  # `result` says that the file is damaged
+            if rungs.compare(run, logged(path)[2]) and not told:
+                child.send_signal(signal.SIGTERM)
+                told = True
+    return code
 
 
 def _sentence(log: Path, code: int) -> str:

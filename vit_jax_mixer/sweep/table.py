@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax_mixer import files
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.errors import printable
 from vit_jax_mixer.sweep.plan import Sweep
 from vit_jax_mixer.sweep.running import Result, mean_and_deviation
@@ -33,7 +34,8 @@ def write(out: Path, sweep: Sweep, results: Sequence[Result]) -> str:
     text = [["variant", "runs", *metrics]]
     for variant in dict.fromkeys(one.run.variant.name for one in results):
         of_it = [one for one in results if one.run.variant.name == variant]
-        complete, failed = (sum(one.status == status for one in of_it) for status in ("complete", "failed"))
+        statuses = ("complete", "failed", "ended")
+        complete, failed, ended = (sum(one.status == status for one in of_it) for status in statuses)
         row, line = [], []
         for name in metrics:
             values = [one.metrics[name] for one in of_it if name in one.metrics]
@@ -42,7 +44,8 @@ def write(out: Path, sweep: Sweep, results: Sequence[Result]) -> str:
             line.append("" if not values else f"{mean:.5g}" + ("" if len(values) == 1 else f" ± {deviation:.2g}"))
         overrides = of_it[0].run.variant.overrides
         rows.append([variant, *(overrides.get(field, "") for field in fields), str(complete), str(failed), *row])
-        text.append([variant, f"{complete} of {len(of_it)}" + (f", {failed} failed" if failed else ""), *line])
+        others = "".join(f", {n} {what}" for n, what in ((failed, "failed"), (ended, "ended before")) if n)
+        text.append([variant, f"{complete} of {len(of_it)}{others}", *line])
     markdown = _markdown(text)
     reasons = [f"- {_cell(one.run.place)}: {_cell(one.reason)}" for one in results if one.status == "failed"]
     if reasons:
@@ -50,6 +53,18 @@ def write(out: Path, sweep: Sweep, results: Sequence[Result]) -> str:
     for name, content in ((TABLE, markdown), (ROWS, _csv(rows)), (RUNS, _csv(runs))):
         files.write_atomically(out / name, content)
     return markdown
+
+
+def best_of(sweep: Sweep, results: Sequence[Result]) -> str:
+    """Return a line with the variant whose complete runs have the best mean of what a search is for; '' without."""
+    name = best.metric(sweep.best)
+    values: dict[str, list[float]] = {}
+    for one in results:
+        if one.status == "complete" and name in one.metrics:
+            values.setdefault(one.run.variant.name, []).append(one.metrics[name])
+    means = {variant: mean_and_deviation(found)[0] for variant, found in values.items()}
+    top = max(means, key=lambda variant: best.value({name: means[variant]}, sweep.best), default="")
+    return f"best: {top} with {name} {means[top]:.5g}" if top else ""
 
 
 def columns(sweep: Sweep, results: Sequence[Result]) -> list[str]:
