@@ -194,9 +194,9 @@ def test_runs_that_are_worse_than_others_end_and_a_sweep_that_goes_on_knows_them
     said = []
     for run, values in zip(runs, each, strict=True):
         rungs = Rungs(tmp_path, halving, metric)  # each time as another process would
-        reasons = [rungs.compare(run, {1: {"train/loss": 1.0}, **at(values[: n + 1])}) for n in range(len(values))]
+        reasons = [rungs.compare(run, {1: {"train/loss": 1.0}, **at(values[: n + 1])}, 8) for n in range(len(values))]
         assert not any(reasons[:-1])
-        assert reasons[-1] == rungs.compare(run, at(values)) == Rungs(tmp_path, halving, metric).reason(run)
+        assert reasons[-1] == rungs.compare(run, at(values), 8) == Rungs(tmp_path, halving, metric).reason(run)
         said.append(reasons[-1])
     assert not said[0]
     assert said[1] == f"ended after step 2: others had a better {best.metric(metric)} than {sign * 0.4:.4g} there"

@@ -91,12 +91,8 @@ def get_config() -> Any:
     config.optim.layer_decay = 1.0  # the same by depth: 0.75 for the last block, 0.75^2 for the one before, ...
 
     # --- Logging, evaluation, checkpoints; all three also at the end ---
-<<<<<<< HEAD
     config.log_every = _length(50)  # steps
-=======
-    config.log_every = 50  # steps
     config.log_gradient_norms = False  # those of each block too, and a word if they vanish
->>>>>>> 6a99ae9 (Activation of mixer, ResMLP and gMLP blocks; norms of each layer's gradient and a word when it vanishes; random search and successive halving in sweeps)
     config.writers = ""  # your own of metrics, beside metrics.jsonl and TensorBoard's: 'my_module:Writer', joined by |
     config.eval_every = _length(1_000)  # steps
     config.eval_batch_size = 512  # over all devices and hosts

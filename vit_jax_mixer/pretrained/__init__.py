@@ -75,17 +75,12 @@ def read(reference: str | Path) -> Weights:
     path = locate(plain)
     description = folder.run_of(path) / DESCRIPTION
     described = description.is_file()  # then no names are guessed
-<<<<<<< HEAD
-    chooser = trees.Chooser(str(path), tree, ours=described, published=_published(description) if described else "")
-    flat, place = formats.read_from(path, chooser, last)
-=======
     about = checksums.read_json(description, may_lack_it=True) if described else {}
     published, model = about.get("published", ""), about.get("model", {})
     if not isinstance(published, str) or not isinstance(model, dict):
         raise UserError(f"{description} is damaged (its field published is no text, or model no object); restore it.")
     chooser = trees.Chooser(str(path), tree, ours=described, published=published)
-    flat, place = formats.read_from(path, chooser)
->>>>>>> 6a99ae9 (Activation of mixer, ResMLP and gMLP blocks; norms of each layer's gradient and a word when it vanishes; random search and successive halving in sweeps)
+    flat, place = formats.read_from(path, chooser, last)
     convention = _convention_of(flat, str(path), ours=described)
     ours = convention == OURS or name_tables.CONVENTIONS[convention].native
     found = _nested(flat, path) if ours else names.to_ours(flat, convention, str(path))

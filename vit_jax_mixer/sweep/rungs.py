@@ -46,8 +46,8 @@ class Rungs:
         trial = self._known(run)
         return self._said(trial) if trial and trial.state.name == "PRUNED" else ""
 
-    def compare(self, run: Run, evaluations: Mapping[int, Mapping[str, float]]) -> str:
-        """Take all evaluations of a run so far, by step, and return why it ends; '' if it goes on."""
+    def compare(self, run: Run, evaluations: Mapping[int, Mapping[str, float]], steps: int) -> str:
+        """Take all evaluations so far, by step, of a run of so many, and return why it ends; '' if it goes on."""
         with self._lock:
             if reason := self.reason(run):
                 return reason
@@ -57,7 +57,7 @@ class Rungs:
                 if step in self._known(run).intermediate_values or name not in evaluations[step]:
                     continue
                 trial.report(best.value(evaluations[step], self._metric), step)
-                if step < run.fields["steps"] and trial.should_prune():
+                if step < steps and trial.should_prune():
                     self._study.tell(trial, state=self._library.trial.TrialState.PRUNED)
                     break
             return self.reason(run)

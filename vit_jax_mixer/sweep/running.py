@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import files, specs
@@ -57,28 +58,26 @@ def result(run: Run, folder: Path, rungs: Rungs | None = None) -> Result:
     if not steps:
         return Result(run, "begun")
     try:
-        fields = config_lib.in_steps(run.fields, 0)
-        if fields != run.fields:  # it counts epochs
-            data = checksums.read_json(path / DATA, may_lack_it=True)
-            fields = config_lib.in_steps(run.fields, data["training"]["examples"])
+        fields = _in_steps(run, path)
         changed = config_lib.changes(checksums.read_json(path / CONFIG, may_lack_it=True), run.fields)
         last, metrics, evaluations = logged(path)
     except (ValueError, KeyError, AttributeError) as error:
         return Result(run, "begun", str(error))
-<<<<<<< HEAD
     stopping = specs.call(EarlyStopping, fields.get("early_stopping", {}), "config.early_stopping")
     ends = last == fields["steps"] or stopping.reason(evaluations, fields["eval_every"])
-    if changed or last not in steps or not ends:
-        return Result(run, "begun")
-    return Result(run, "complete", "", metrics)
-=======
-    stopping = specs.call(EarlyStopping, run.fields.get("early_stopping", {}), "config.early_stopping")
-    ends = last == run.fields["steps"] or stopping.reason(evaluations, run.fields["eval_every"])
-    if not (changed or last not in steps or not ends):
+    if not changed and last in steps and ends:
         return Result(run, "complete", "", metrics)
     reason = rungs.reason(run) if rungs and not changed else ""
     return Result(run, "ended", reason, metrics) if reason else Result(run, "begun")
->>>>>>> 6a99ae9 (Activation of mixer, ResMLP and gMLP blocks; norms of each layer's gradient and a word when it vanishes; random search and successive halving in sweeps)
+
+
+def _in_steps(run: Run, workdir: Path) -> Mapping[str, Any]:
+    """Return the config with steps where it counts epochs."""
+    fields = config_lib.in_steps(run.fields, 0)
+    if fields == run.fields:
+        return fields
+    data = checksums.read_json(workdir / DATA, may_lack_it=True)
+    return config_lib.in_steps(run.fields, data["training"]["examples"])
 
 
 def logged(workdir: Path) -> tuple[int, dict[str, float], dict[int, dict[str, float]]]:
@@ -175,7 +174,7 @@ def _wait(child: subprocess.Popen[bytes], run: Run, path: Path, rungs: Rungs) ->
         if not (path / METRICS).exists():
             continue
         with contextlib.suppress(ValueError, KeyError, AttributeError):  # `result` says that the file is damaged
-            if rungs.compare(run, logged(path)[2]) and not told:
+            if rungs.compare(run, logged(path)[2], _in_steps(run, path)["steps"]) and not told:
                 child.send_signal(signal.SIGTERM)
                 told = True
     return code
