@@ -20,6 +20,7 @@ from benchmarks.parts import memory
 from configs import mixer_imagenet
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.pipeline import first_example
 from vit_jax_mixer.run import parallel
 from vit_jax_mixer.run.assemble import assemble
 
@@ -74,8 +75,8 @@ def measure(run: Config, steps: int) -> tuple[float, ...]:
     """Return a row of the table: seconds to trace and compile, seconds a step, and MiB three times."""
     parts = assemble(run)
     devices = parts.devices
-    image = np.zeros((run.batch_size, *parts.task.train_data.get(0, np.random.default_rng(0))["image"].shape), np.uint8)
-    batch = devices.put_batch({"image": image, "label": np.zeros(run.batch_size, np.int32)})
+    example = first_example(parts.task.train_data)
+    batch = devices.put_batch({n: np.stack([x] * run.batch_size) for n, x in example.items()})
     # The time of a step does not depend on the values; these are quickly made.
     state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), parts.shapes()))
 

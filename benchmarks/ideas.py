@@ -201,6 +201,7 @@ def train(kind: str, idea: str, seeds: Sequence[int], out: Path) -> None:
     states, loss, milliseconds = learn(parts, seeds, batches, out)
     evaluate = Evaluator(parts.run, parts.task, parts.devices, parts.loader, lambda *_: None)
     first = {name: one[:, 0].reshape(-1, *one.shape[3:])[:_EXAMPLES] for name, one in batches.items()}
+    first = step_lib.augmented(parts.task.train_data, seeds[0], jax.tree.map(jnp.asarray, first))
     around, found = objective(parts.task, _of_seed(states, 0), first), {}
     for i, seed in enumerate(seeds):
         state = _of_seed(states, i)

@@ -27,8 +27,9 @@ from PIL import Image, ImageEnhance
 from vit_jax_mixer import cli
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.images.decoding import to_array
-from vit_jax_mixer.data.pipeline import Dataset, Loader, Share, cores
+from vit_jax_mixer.data.pipeline import Dataset, Loader, Share
 from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.data.workers import cores
 from vit_jax_mixer.errors import UserError
 
 _MAKE = flags.DEFINE_integer("make", 0, "Photographs to write to DIR first.", lower_bound=0)

@@ -11,27 +11,28 @@ import itertools
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from benchmarks.parts import prepared
-from vit_jax_mixer import cli
+from vit_jax_mixer import cli, command_line, config_file
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.train import train_and_evaluate
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What is trained.")
-_STEPS = flags.DEFINE_integer("steps", 300, "Steps that are timed, in each of the three.")
-_PARTS = flags.DEFINE_list("parts", "step,data,loop", "Which of the three are measured.")
+_FLAGS = flags.FlagValues()
+_STEPS = flags.DEFINE_integer("steps", 300, "Steps that are timed, in each of the three.", flag_values=_FLAGS)
+_PARTS = flags.DEFINE_list("parts", "step,data,loop", "Which of the three are measured.", flag_values=_FLAGS)
 
 
-def main(argv: list[str]) -> None:
+def main(given: command_line.Given) -> None:
     """Measure and print the table."""
-    del argv
-    config, steps = _CONFIG.value, _STEPS.value
+    config: Any = given.config  # its fields are of any type
+    steps = _STEPS.value
     config.steps = 2 * steps
     config.log_every = steps  # the second half of the run is timed
     config.eval_every = config.checkpoint.every = 2 * steps
@@ -85,4 +86,4 @@ def train_loop(config) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS, partial(command_line.parse_flags, values=_FLAGS), more_help=config_file.explain)

@@ -19,6 +19,7 @@ from absl import flags
 from configs import mixer_b16
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.pipeline import first_example
 from vit_jax_mixer.models import MODELS
 from vit_jax_mixer.plan import targets
 from vit_jax_mixer.plan.compiled import Planned
@@ -64,8 +65,8 @@ def measure(run: Config) -> tuple[float, float, float]:
     """Return the bytes of the arguments, the memory taken beside them, and the least time of a step."""
     parts = assemble(run, jax.devices()[:1])
     devices, state = parts.devices, parts.fresh_state()
-    example = parts.task.train_data.get(0, np.random.default_rng(0))
-    batch = devices.put_batch({n: np.stack([np.asarray(x)] * run.batch_size) for n, x in example.items()})
+    example = first_example(parts.task.train_data)
+    batch = devices.put_batch({n: np.stack([x] * run.batch_size) for n, x in example.items()})
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))
     train_step = devices.train_step(parts.train_step)
     state, _ = jax.block_until_ready(train_step(state, batch))  # compiles

@@ -36,7 +36,8 @@ def parts_of(layout, accum_steps):
     optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=10)
     task = tasks.create(run)
     batches = loader.train_batches(task.train_data, seed=0, batch_size=run.batch_size, start=0)
-    return task, optimizer, partial(step.train_step, task, optimizer, rate, 0, accum_steps), batches
+    prepare = partial(step.augmented, task.train_data, 0)  # the digits are shifted in the step
+    return task, optimizer, partial(step.train_step, task, optimizer, rate, 0, accum_steps, prepare=prepare), batches
 
 
 def train(layout, accum_steps, params):

@@ -21,7 +21,7 @@ from vit_jax_mixer.data import logits as logits_lib
 from vit_jax_mixer.data import record
 from vit_jax_mixer.data.logits import Logits
 from vit_jax_mixer.data.order import Share
-from vit_jax_mixer.data.pipeline import first_example, train_order
+from vit_jax_mixer.data.pipeline import POSITION, Loader, first_example, train_order
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.export.writing import export
 from vit_jax_mixer.models import stacked
@@ -29,6 +29,7 @@ from vit_jax_mixer.plan import targets
 from vit_jax_mixer.plan.compiled import Planned
 from vit_jax_mixer.plan.data_shape import without_data
 from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.run.step import augmented
 from vit_jax_mixer.tasks import TrainState
 from vit_jax_mixer.tasks.distillation import KINDS
 from vit_jax_mixer.train import train_and_evaluate
@@ -170,7 +171,7 @@ def test_a_plan_counts_the_teacher_and_needs_neither_data_nor_their_names(a_mode
     parameters = sum(leaf.size for leaf in jax.tree.leaves(tasks.create(run).frozen_shapes()))
     assert 4 * parameters <= memory.other_state <= 4 * parameters + 64
     of_logits = without_data(Config.of(run_of(some_logits)), None, "")
-    assert first_example(tasks.create(of_logits).train_data).keys() == {"image", "label", "taught"}
+    assert first_example(tasks.create(of_logits).train_data).keys() == {"image", "label", "taught", POSITION}
 
 
 # --- Logits on disk ---
@@ -181,12 +182,12 @@ def test_logits_are_of_the_very_images_that_the_student_sees(share, some_logits,
     task = create(some_logits, data__views=2, seed=3)
     of_model = create(a_model)
     logits = jax.jit(of_model.teacher.logits)
-    batches = train_order(task.train_data, seed=3, batch_size=600, share=share)
     for step in (0, 5):
-        batch = batches[step]
-        assert len(batch["image"]) == 600 // share.count
-        assert not np.array_equal(batch["image"][0], batch["image"][1])  # two views
-        assert_close(batch["taught"], logits(of_model.frozen(), batch["image"]))
+        batch = next(Loader(0, 0, 1, share).train_batches(task.train_data, seed=3, batch_size=600, start=step))
+        seen = augmented(task.train_data, 3, batch)["image"]
+        assert len(seen) == 600 // share.count
+        assert not np.array_equal(seen[:20:2], seen[1:20:2])  # two views
+        assert_close(batch["taught"], logits(of_model.frozen(), seen))
     rows = some_logits / "logits_0000000.bin"
     expected = np.frombuffer(rows.read_bytes()[:-4], "<f4").reshape(4096, 10)
     assert_same(task.teacher(np.arange(5, 9), {})["taught"], expected[5:9])
@@ -241,6 +242,8 @@ def test_an_onnx_file_says_what_its_model_does(an_onnx, tmp_path):
     alone = create(tmp_path / "alone.onnx")
     assert_close(alone.teacher(None, batch)["taught"], batch["taught"][:, ::-1])
     assert alone.digests == task.digests
+    with pytest.raises(UserError, match=r"config.data.cache is 'host', but .*alone.onnx reads what the host draws"):
+        create(tmp_path / "alone.onnx", data__cache="host")
     with pytest.raises(UserError, match=r"alone.onnx reads images of shape \(8, 8, 1\), those of .* \(8, 8, 3\)"):
         create(tmp_path / "alone.onnx", **COLOURED)
     (tmp_path / "bad.onnx").write_bytes(b"none")
@@ -256,6 +259,7 @@ OTHERS = {
     r"its train_ops is 'decode\(1\)\|random_shift\(1\)', that of this run 'decode\(1\)'": dict(
         data__train_ops="decode(1)|value_range(-1, 1)"
     ),
+    "its draws is 'in the step', that of this run 'by the host'": dict(data__cache="none"),
     "of other data: training: 1000 examples instead of 1437": dict(data__train="train[:1000]"),
     "of 4,096 examples, and this run reads 8,000": dict(steps=1000),
 }

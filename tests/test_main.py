@@ -101,7 +101,9 @@ def test_a_field_that_nobody_reads_is_one_sentence(tmp_path):
         "from configs import digits\n\n\ndef get_config():\n    c = digits.get_config()\n"
         "    with c.unlocked():\n        c.data.shufle = True\n    return c\n"
     )
-    assert_one_sentence(run(tmp_path, config=mine), "config.data has no field 'shufle'", "Known: eval")
+    assert_one_sentence(
+        run(tmp_path, config=mine), "config.data has no field 'shufle'", "Known: cache, cache_mib, eval"
+    )
 
 
 def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):

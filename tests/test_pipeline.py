@@ -19,8 +19,9 @@ from tests.helpers import DATA, ROOT, environment
 from vit_jax_mixer import specs
 from vit_jax_mixer.data import permutation
 from vit_jax_mixer.data.order import Order, Views, shuffled
-from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, indices_of, train_order
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE, Dataset, Loader, Share, as_it_is, indices_of, train_order
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.tables.encoded import Encoded
 from vit_jax_mixer.errors import UserError
 
 
@@ -105,9 +106,17 @@ def test_many_positions_at_once_are_in_the_same_order(count, views):
 @pytest.mark.parametrize("processes", [1, 4])
 def test_examples_in_memory_make_the_same_batches_as_read_one_by_one(count, views, processes):
     rows = {"id": np.arange(count, dtype=np.int32), "row": np.random.default_rng(0).random((count, 3))}
-    source = Source([{name: of[i] for name, of in rows.items()} for i in range(count)], (), str)
-    one_by_one = Dataset(source, lambda example, rng: example, views)
-    at_once = dataclasses.replace(one_by_one, arrays=rows)
+
+    class Rows(Numbers):
+        def __getitem__(self, index):
+            return {name: of[index] for name, of in rows.items()}
+
+        batch = __getitem__
+
+    one_by_one = Dataset(Source(Rows(count), (), str), lambda example, rng: example, views)
+    at_once = dataclasses.replace(one_by_one, transform=as_it_is)
+    assert at_once.gather
+    assert not one_by_one.gather
     for process in range(processes):
         reader = loader(threads=0, share=Share(process, processes))
         reads = [
@@ -149,8 +158,10 @@ def test_a_split_without_examples_is_one_sentence():
         next(loader().train_batches(dataset(0), seed=0, batch_size=2, start=0))
     with pytest.raises(UserError, match="the evaluation split has no example"):
         next(loader().eval_batches(dataset(0), batch_size=2))
+    empty = Dataset(Source(Encoded(np.zeros((0, 2))), (), str), as_it_is)
+    assert empty.gather
     with pytest.raises(UserError, match="the training split has no example"):
-        next(loader().train_batches(dataset(0, arrays={}), seed=0, batch_size=2, start=0))
+        next(loader().train_batches(empty, seed=0, batch_size=2, start=0))
 
 
 def test_the_order_is_the_seeds():
@@ -329,13 +340,13 @@ def test_a_worker_process_whose_reader_was_killed_before_it_could_look_ends(tmp_
     script = tmp_path / "reader.py"
     script.write_text("""\
 import multiprocessing, os, signal, sys, time
-from vit_jax_mixer.data.pipeline import _end_with_parent
+from vit_jax_mixer.data.workers import end_with_parent
 
 def work(begun):
     begun.set()
     while os.getppid() == multiprocessing.parent_process().pid:
         time.sleep(0.1)
-    _end_with_parent()  # as Grain calls it, after imports of seconds
+    end_with_parent()  # as Grain calls it, after imports of seconds
     time.sleep(3600)
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_the_plan_is_that_of_the_step_that_trains(parallel, tmp_path):
     held = sum(size / 2 if "fsdp" in parallel and size >= 4 * SMALLEST_SHARDED else size for size in sizes)
     assert found.memory.parameters == held
     assert 2 * held <= found.memory.optimizer <= 2 * held + 64  # AdamW's two means, and counts
-    assert found.memory.batch == 256 * (8 * 8 + 4)
+    assert found.memory.batch == 256 * (8 * 8 + 4 + 8)  # image, label, position
     assert found.memory.peak > sum((found.memory.parameters, found.memory.optimizer, found.memory.batch))
     # 16 tokens of 256 channels in 2 blocks; backward costs twice forward, but images need no gradient.
     stem, block, head = 16 * 4 * 256, 16 * 256 * 32 * 2 + 16 * 256 * 128 * 2, 256 * 10

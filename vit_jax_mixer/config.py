@@ -28,6 +28,8 @@ _EARLIER = {
     "early_stopping.metric": "",
     "early_stopping.patience": 10,
     "early_stopping.min_delta": 0.0,
+    "data.cache": "none",
+    "data.cache_mib": 1024,
 }
 
 

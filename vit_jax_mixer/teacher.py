@@ -53,9 +53,10 @@ def write(run: "Config", folder: Path) -> Iterator[str]:
 
     from vit_jax_mixer import specs, tasks
     from vit_jax_mixer.data import logits
-    from vit_jax_mixer.data.pipeline import Loader
+    from vit_jax_mixer.data.pipeline import POSITION, Loader
     from vit_jax_mixer.run import parallel
     from vit_jax_mixer.run.evaluation import ahead
+    from vit_jax_mixer.run.step import augmented
     from vit_jax_mixer.tasks import distillation
 
     task = tasks.create(run)
@@ -77,8 +78,9 @@ def write(run: "Config", folder: Path) -> Iterator[str]:
     )
     if isinstance(teacher, distillation.Teacher):
         params = how.put_state(teacher.params)
-        step = how.eval_step(lambda across, params, batch: teacher.logits(params, batch["image"]))
-        images = ({"image": batch["image"]} for batch in batches)
+        seen = lambda batch: augmented(task.train_data, run.seed, batch)["image"]
+        step = how.eval_step(lambda across, params, batch: teacher.logits(params, seen(batch)))
+        images = ({name: batch[name] for name in ("image", POSITION) if name in batch} for batch in batches)
         found = ahead((step(params, batch) for batch in ahead(images, how.put_batch)), lambda logits: logits)
     else:  # the loader has run it
         found = (batch[logits.FIELD] for batch in batches)

@@ -104,7 +104,7 @@ def _show_table(table) -> None:
 
 def _check(source) -> None:
     from vit_jax_mixer.data import describe
-    from vit_jax_mixer.data.pipeline import cores
+    from vit_jax_mixer.data.workers import cores
 
     labels, bad = describe.check(source, threads=cores() + 1)
     for label, count in sorted(labels.items()) if source.class_names else ():

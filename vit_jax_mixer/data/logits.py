@@ -28,6 +28,8 @@ FIELD = "taught"  # of a batch: f32[B, K]
 _MOST = 1 << 22  # numbers of a file
 _WIDTH = 4  # bytes of a number, and of a checksum
 
+_BY_HOST = "by the host"
+
 
 @dataclasses.dataclass(frozen=True)
 class Of:
@@ -56,7 +58,8 @@ class Of:
 def order_of(dataset: Dataset, seed: int, ops: str, host_ops: int) -> dict[str, Any]:
     """Return what the order of training and its images depend on; what is done on the device is no part of it."""
     made_by = [part.strip() for part in ops.split("|")[:host_ops]]
-    return {"seed": seed, "views": dataset.views, "train_ops": "|".join(made_by)}
+    drawn = _BY_HOST if dataset.in_step is None else "in the step"
+    return {"seed": seed, "views": dataset.views, "train_ops": "|".join(made_by), "draws": drawn}
 
 
 def rows_of_a_file(classes: int) -> int:
@@ -99,8 +102,9 @@ class Logits:
         """Raise a `UserError` unless these are the logits of so many positions of a dataset in an order."""
         if changed := record.changes({"training": self.of.data}, {"training": data}):
             raise UserError(f"{self.folder} holds logits of other data: {changed[0]}; {_ADVICE}")
-        if other := [name for name in order if self.of.order.get(name) != order[name]]:
-            was, now = self.of.order.get(other[0]), order[other[0]]
+        written = {"draws": _BY_HOST, **self.of.order}
+        if other := [name for name in order if written.get(name) != order[name]]:
+            was, now = written.get(other[0]), order[other[0]]
             raise UserError(
                 f"{self.folder} holds logits of another order: its {other[0]} is {was!r:.200}, that of this run "
                 f"{now!r:.200}; {_ADVICE}"
@@ -111,6 +115,10 @@ class Logits:
                 f"{self.folder} holds logits of {there:,} examples, and this run reads {positions:,}; write the rest, "
                 "by the same command with the steps and batch size of this run."
             )
+
+    def of_host(self) -> bool:
+        """Say whether they are of images as the host draws them; all were, before they said so."""
+        return self.of.order.get("draws", _BY_HOST) == _BY_HOST
 
     def count(self) -> int:
         """Return how many files there are without a gap."""

@@ -5,17 +5,13 @@ epoch. The batch of step ``s`` is its slice ``[s * B, (s + 1) * B)``, and an exa
 augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads the
 ``p``-th of ``P`` equal blocks of that same slice. So there is no iterator state: resuming is seeking.
 
-Examples that are arrays in memory (`Dataset.arrays`) are not made one by one: a batch is a gather of its rows.
+Examples that are in memory (`Dataset.gather`) are not made one by one: a batch is one gather of its rows.
 """
 
 import dataclasses
 import itertools
 import multiprocessing
-import os
 import pickle
-import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any
@@ -28,14 +24,22 @@ from absl import flags
 from vit_jax_mixer.data import main_guard
 from vit_jax_mixer.data.order import Blocks, Order, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.stacking import stack
+from vit_jax_mixer.data.workers import cores, end_with_parent
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.specs import Within
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
 IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
+POSITION = "_position"  # u32[B, 2] of a training batch: each row's position in the order, its upper and lower half
 SKIPPED = "_skipped"  # i64[B], inside the loader: the index of the bad example that a row replaces, or -1
 _TRIES = 100  # of finding another example for a bad one
+
+
+def as_it_is(example: Example, rng: np.random.Generator) -> Example:
+    """Do nothing: the transform of examples that are arrays already."""
+    return example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +52,26 @@ class Dataset:
         views: how often an example follows itself in the order of training, each time with other
             draws (repeated augmentation: Hoffer et al. 2019, arXiv 1901.09335).
         skip_bad: put another example, drawn from ``rng``, in the place of a bad one.
-        arrays: all transformed examples, where they are in memory and the transform draws nothing: of each
-            field the rows [N, ...].
         beside: ``beside(positions, batch) -> batch`` adds what else is known of the rows of a training batch, by
             their positions i64[rows] in the order of training.
+        in_step: what the step does to a batch of training: ``in_step(batch, keys)`` with a key for each row, of its
+            (seed, position). Such batches have `POSITION`.
     """
 
     source: Source
     transform: Callable[[Example, np.random.Generator], Example]
     views: int = 1
     skip_bad: bool = False
-    arrays: Mapping[str, np.ndarray] | None = None
     beside: Callable[[np.ndarray, Batch], Batch] | None = None
+    in_step: Callable[[Batch, jax.Array], Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.source.examples)
+
+    @property
+    def gather(self) -> Callable[[np.ndarray], Batch] | None:
+        """What gives the batch of the examples i64[B] at once, where they are in memory as they are read."""
+        return getattr(self.source.examples, "batch", None) if self.transform is as_it_is else None
 
     def get(self, index: int, rng: np.random.Generator) -> Example:
         """Return the transformed example; with ``skip_bad``, ``SKIPPED`` is the index of a bad one, or -1.
@@ -81,6 +90,15 @@ class Dataset:
                 bad.add(index)
             index = (index + 1 + int(rng.integers(len(self)))) % len(self)
         raise UserError(f"{self.fault(first)} So are {len(bad) - 1} others, drawn at random; mend the data.")
+
+    def completed(self, positions: np.ndarray, batch: Batch) -> Batch:
+        """Return a training batch with all that goes with its rows, by their positions i64[rows]."""
+        if self.beside:
+            batch = self.beside(positions, batch)
+        if self.in_step:
+            halves = np.stack([positions >> 32, positions & 0xFFFFFFFF], axis=1)
+            batch = {**batch, POSITION: halves.astype(np.uint32)}
+        return batch
 
     def fault(self, index: int) -> str:
         """Return the sentence that says what is wrong with a bad example."""
@@ -142,14 +160,13 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
     """
     # Grain's own end, 2^63 - 1, would round up beyond what a length may be.
     batches = _batches(_order(dataset, seed).random_map(dataset.get)[: 2**60], batch_size, share, stack)
-    add, rows = dataset.beside, share.rows(batch_size)
-    return batches.map_with_index(lambda step, batch: add(step * batch_size + rows, batch)) if add else batches
+    rows = share.rows(batch_size)
+    return batches.map_with_index(lambda step, batch: dataset.completed(step * batch_size + rows, batch))
 
 
 def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
     """Return an example as training batches have it."""
-    batch = stack([dataset.get(0, np.random.default_rng(0))])
-    batch = dataset.beside(np.arange(1), batch) if dataset.beside else batch
+    batch = dataset.completed(np.arange(1), stack([dataset.get(0, np.random.default_rng(0))]))
     return {name: rows[0] for name, rows in batch.items() if name != SKIPPED}
 
 
@@ -203,8 +220,8 @@ class Loader:
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
     ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
-        if dataset.arrays is not None:
-            return _gathered(dataset, dataset.arrays, seed, batch_size, self.share, start)
+        if dataset.gather is not None:
+            return _gathered(dataset, dataset.gather, seed, batch_size, self.share, start)
         workers, threads = self.crew()
         if workers:
             main_guard.check()
@@ -219,8 +236,8 @@ class Loader:
         The last batch is padded; so is a bad example's place, where such are skipped.
         """
         _check_some(dataset, "evaluation")
-        if dataset.arrays is not None:
-            return _gathered_once(dataset, dataset.arrays, batch_size, self.share)
+        if dataset.gather is not None:
+            return _gathered_once(dataset, dataset.gather, batch_size, self.share)
         count = -(-len(dataset) // batch_size) * batch_size
         rows = batch_size // self.share.count
 
@@ -252,7 +269,7 @@ class Loader:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own there, also outside of commands
             read = read.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), _end_with_parent
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), end_with_parent
             )
         iterator = iter(read)
         try:
@@ -273,45 +290,24 @@ class Loader:
 
 
 def _gathered(
-    dataset: Dataset, arrays: Mapping[str, np.ndarray], seed: int, batch_size: int, share: Share, start: int
+    dataset: Dataset, gather: Callable[[np.ndarray], Batch], seed: int, batch_size: int, share: Share, start: int
 ) -> Generator[Batch, None, None]:
     """Iterate over the batches of `train_order`, each made when it is asked for: that takes microseconds."""
     _check_some(dataset, "training")
     order = Order(len(dataset), seed, dataset.views)
     for step in itertools.count(start):
         positions = step * batch_size + share.rows(batch_size)
-        indices = order(positions)
-        batch = {name: rows[indices] for name, rows in arrays.items()}
-        yield dataset.beside(positions, batch) if dataset.beside else batch
+        yield dataset.completed(positions, gather(order(positions)))
 
 
 def _gathered_once(
-    dataset: Dataset, arrays: Mapping[str, np.ndarray], batch_size: int, share: Share
+    dataset: Dataset, gather: Callable[[np.ndarray], Batch], batch_size: int, share: Share
 ) -> Generator[Batch, None, None]:
     """Iterate over the batches of an evaluation, padded with the last example."""
     for first in range(0, len(dataset), batch_size):
         positions = first + share.rows(batch_size)
-        indices = np.minimum(positions, len(dataset) - 1)
-        yield {name: rows[indices] for name, rows in arrays.items()} | {IS_EXAMPLE: positions < len(dataset)}
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _end_with_parent(*_: int) -> None:
-    """Let a worker process end when the process that started it was killed, and leave Ctrl-C to that process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of them
-    creator = multiprocessing.parent_process()  # not getppid(): it may have been killed before this line
-    parent = creator.pid if creator else os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        rows = gather(np.minimum(positions, len(dataset) - 1))
+        yield {**rows, IS_EXAMPLE: positions < len(dataset)}
 
 
 def _padded(examples: Sequence[Example]) -> Batch:
@@ -321,18 +317,3 @@ def _padded(examples: Sequence[Example]) -> Batch:
         if not row:
             rows[i] = {**rows[i - 1], IS_EXAMPLE: np.bool_(False)}
     return stack(rows)
-
-
-def stack(examples: Sequence[Example]) -> Batch:
-    """Stack each field along a new first axis."""
-
-    def stack_field(*values: Any) -> np.ndarray:
-        shapes = {np.shape(v) for v in values}
-        if len(shapes) > 1:
-            raise UserError(
-                f"examples of a batch have shapes {sorted(shapes)[0]} and {sorted(shapes)[-1]}; "
-                "bring them to one size, as with resize(224) in the config's operations."
-            )
-        return np.stack(values)
-
-    return jax.tree.map(stack_field, *examples)

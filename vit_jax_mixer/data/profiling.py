@@ -9,8 +9,9 @@ import numpy as np
 
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.describe import sample
-from vit_jax_mixer.data.pipeline import Dataset, Loader, field, placed, stack
+from vit_jax_mixer.data.pipeline import Dataset, Loader, field, placed
 from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.stacking import stack
 from vit_jax_mixer.errors import UserError
 
 

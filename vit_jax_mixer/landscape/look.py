@@ -111,6 +111,7 @@ def look(
     key = step_lib.step_key(run.seed, state.step)
 
     def loss(params: Any, batch: Any, number: Any) -> tuple[jax.Array, jax.Array]:
+        batch = step_lib.augmented(task.train_data, run.seed, batch)
         value, aux = task.loss(params, state, batch, jax.random.fold_in(key, number))
         return value, jnp.float32(1) if aux.weight is None else aux.weight
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import IS_EXAMPLE
+from vit_jax_mixer.data.pipeline import IS_EXAMPLE, POSITION, Dataset
 from vit_jax_mixer.run import gradient_norms, optim, sharpness
 from vit_jax_mixer.run.sharpness import Gradients, Sharpness
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
@@ -51,6 +51,19 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 
+def augmented(data: Dataset, seed: int, batch: Batch) -> Batch:
+    """Return a batch of training with what the dataset leaves to the step done.
+
+    Each row draws from (seed, its position in the order), so whatever the batch, the parts and the devices.
+    """
+    if data.in_step is None:
+        return batch
+    key = jax.random.fold_in(jax.random.key(seed), 2)  # the two of `jax.random.split` are those above
+    of_row = lambda halves: jax.random.fold_in(jax.random.fold_in(key, halves[0]), halves[1])
+    rows = {name: value for name, value in batch.items() if name != POSITION}
+    return data.in_step(rows, jax.vmap(of_row)(batch[POSITION]))
+
+
 def of_run(
     run: Config, task: Task, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule
 ) -> tuple[Callable[[Tree, Tree], TrainState], Callable[..., Any]]:
@@ -58,9 +71,10 @@ def of_run(
     peak = run.optim.get("learning_rate", 0.0)
     sharp = sharpness.parse(run.sharpness, lambda count: learning_rate(count) / (peak or 1.0))
     how = dict(ema_decay=run.ema_decay, skips=run.skips > 0, sharp=sharp, by_layer=run.log_gradient_norms)
+    prepare = partial(augmented, task.train_data, run.seed)
     return (
         partial(new_state, optimizer, ema=run.ema_decay > 0, skips=run.skips > 0, sharp=sharp),
-        partial(train_step, task, optimizer, learning_rate, run.seed, run.accum_steps, **how),
+        partial(train_step, task, optimizer, learning_rate, run.seed, run.accum_steps, prepare=prepare, **how),
     )
 
 
@@ -103,14 +117,16 @@ def train_step(
     skips: bool = False,
     sharp: Sharpness | None = None,
     by_layer: bool = False,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[TrainState, Metrics]:
     """Return the state after one update, and its metrics; randomness comes from (seed, step).
 
     With ``ema_decay`` the state's running mean follows the parameters. With ``skips``, a step whose
     loss, gradient or new parameters are not finite changes nothing but the count of steps and skips.
     With ``sharp``, that says where gradients are taken. With ``by_layer``, the metrics have the norm of each
-    layer's gradient.
+    layer's gradient. ``prepare`` is what is done to the whole batch before, as `augmented`.
     """
+    batch = prepare(batch)
     key = across.own_key(step_key(seed, state.step))
     count = state.step - (state.skipped if skips else 0)  # the optimizer's own count leaves skipped steps out
     mean = partial(_mean_gradient, task, accum_steps, across, state, batch, key)

@@ -75,7 +75,7 @@ class Classification(Task):
 
     def probe(self, probing: tuple[probes.Probe, ...], examples: int) -> None:
         """Let evaluations try these probes, which learn from so many training examples, not augmented."""
-        of_training = dataclasses.replace(self.data.plain, source=probes.sample(self.data.train.source, examples))
+        of_training = dataclasses.replace(self.data.plain, source=probes.sample(self.data.plain.source, examples))
         rhythms = {f"{PROBE_DATA}, every {n}" if n > 1 else PROBE_DATA: n for n in sorted({p.every for p in probing})}
         self._probes = {name: tuple(p for p in probing if p.every == every) for name, every in rhythms.items()}
         self.eval_data = {**self.eval_data, **dict.fromkeys(rhythms, of_training)}

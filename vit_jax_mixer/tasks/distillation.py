@@ -145,8 +145,12 @@ def create(
     term = specs.build(KINDS, kind, "config.task.kind")
     if not teacher:
         raise UserError("config.task.teacher is ''; name a workdir, published weights, an ONNX file or logits.")
-    task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples)
     folder = Path(teacher).expanduser()
+    if folder.suffix == ".onnx" or ((folder / logits_lib.FILE).exists() and Logits(folder).of_host()):
+        if run.data.get("cache") == "host":
+            raise UserError(f"config.data.cache is 'host', but {teacher} reads what the host draws; set it to 'auto'.")
+        run = dataclasses.replace(run, data={**run.data, "cache": "none"})
+    task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples)
     blank = str(run.data["source"]).startswith("blank:")  # to plan it, without its data
     if folder.suffix == ".onnx":
         on_host = OnnxTeacher(folder, task.data.shape)

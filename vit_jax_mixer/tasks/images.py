@@ -1,8 +1,9 @@
 """Images that tasks learn from: with or without labels, whole or in crops, of one size or of several."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import numpy as np
 from vit_jax_mixer import classes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
-from vit_jax_mixer.data.pipeline import Dataset, field
+from vit_jax_mixer.data.kept import Kept
+from vit_jax_mixer.data.pipeline import Batch, Dataset, as_it_is, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.image_operations import of_any_image
 from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.specs import Within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,8 @@ class ImageData:
         eval_ops: str,
         views: int,
         on_bad_example: str,
+        cache: str = "none",  # as runs had it whose config lacks these two
+        cache_mib: Annotated[int, Within(0, 2**24)] = 1024,
         *,
         labels: bool = True,
         crops: Mapping[str, Crops] | None = None,
@@ -157,6 +162,30 @@ class ImageData:
                 f"config.data.train_ops gives images of shape {whole}, eval_ops of {self.shape}; "
                 "a Mixer reads one size: make them equal."
             )
+        if specs.lookup({"none": False, "auto": True, "host": True}, cache, "config.data.cache"):
+            self._keep(train_ops, eval_ops, next(iter(crops or {}), ""), cache_mib, must=cache == "host")
+
+    def _keep(self, train_ops: str, eval_ops: str, crops: str, mib: int, *, must: bool) -> None:
+        """Let small images stay in memory, and tell of it; they ``must`` by config.data.cache='host'."""
+        left, told = mib << 20, []
+        ops = images.undrawn(train_ops, "config.data.train_ops")
+        why = f"{crops} are drawn on the host" if crops else _why_not(self.train, ops, self.shape, left)
+        if why and must:
+            raise UserError(f"config.data.cache is 'host', but {why}; set it to 'auto'.")
+        if why:
+            told.append(f"those of training are made anew each time: {why}")
+        else:
+            self.train = _kept(self.train, ops)
+            left -= _bytes(self.train, self.shape)
+            moved = f", {' and '.join(ops.moved)} inside the step" if ops.moved else ""
+            told.append(f"those of training stay in memory, {_bytes(self.train, self.shape) / 2**20:,.1f} MiB{moved}")
+        of_eval = images.undrawn(eval_ops, "config.data.eval_ops")
+        if self.eval and not of_eval.moved and not _why_not(self.eval, of_eval, self.shape, left):
+            told.append(f"those of evaluation stay in memory, {_bytes(self.eval, self.shape) / 2**20:,.1f} MiB")
+            self.eval = _kept(self.eval, of_eval)
+        source = self.train.source
+        note = f"images: {'; '.join(told)}"
+        self.train = dataclasses.replace(self.train, source=dataclasses.replace(source, notes=(*source.notes, note)))
 
 
 def _shape(
@@ -188,3 +217,29 @@ def _shape(
     if not ops.scales:
         raise UserError(f"{where} gives bytes of 0 to 255; end it with value_range(-1, 1).")
     return height, width, channels
+
+
+def _why_not(dataset: Dataset, ops: images.Undrawn, shape: tuple[int, ...], left: int) -> str:
+    """Say why images of that shape cannot stay in memory, of which so many bytes are left; '' if they can."""
+    if ops.alone:
+        return f"{ops.alone} is drawn on the host"
+    if dataset.skip_bad:
+        return "config.data.on_bad_example is 'skip'"
+    size = _bytes(dataset, shape) / 2**20
+    return f"{size:,.0f} MiB are more than config.data.cache_mib leaves them" if size > left / 2**20 else ""
+
+
+def _bytes(dataset: Dataset, shape: tuple[int, ...]) -> int:
+    return len(dataset) * math.prod(shape)
+
+
+def _kept(dataset: Dataset, ops: images.Undrawn) -> Dataset:
+    """Return the dataset with its images in memory, and what is drawn of them in the step."""
+    pictures: Any = dataset.transform
+    made = dataclasses.replace(dataset, transform=dataclasses.replace(pictures, ops={"image": ops.fixed}))
+
+    def drawn(batch: Batch, keys: jax.Array) -> Batch:
+        return {**batch, "image": images.in_step(ops.twins, batch["image"], keys)}
+
+    source = dataclasses.replace(dataset.source, examples=Kept(made))
+    return dataclasses.replace(dataset, source=source, transform=as_it_is, in_step=drawn if ops.twins else None)

@@ -11,8 +11,8 @@ import optax
 
 from vit_jax_mixer import models, predictors, pretrained, specs
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import Dataset
-from vit_jax_mixer.data.sources import Source, open_source
+from vit_jax_mixer.data.pipeline import Dataset, as_it_is
+from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.data.sources.table import table_of
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
@@ -118,18 +118,14 @@ class TableData:
             self.encoding, said = encoding.fit(seen, (name, *dropped), scaling)
         found = labelled(table, self.encoding, self.target)
         told = f"{source}: the target is {name}" + (f", {self.target.kind}" if self.target.kind != "two" else "")
-        self.train = _in_memory(dataclasses.replace(found, notes=(told, *said, *found.notes)))
+        self.train = Dataset(dataclasses.replace(found, notes=(told, *said, *found.notes)), as_it_is)
 
         def of(split: str) -> Dataset:
-            return _in_memory(labelled(table_of(open_source(source, split), source), self.encoding, self.target))
+            found = labelled(table_of(open_source(source, split), source), self.encoding, self.target)
+            return Dataset(found, as_it_is)
 
         self.eval = {split: of(split) for split in (eval, test) if split}
         self.eval_split = eval
-
-
-def _in_memory(source: Source) -> Dataset:
-    examples: Any = source.examples  # `tables.encoded.Encoded`, which needs pyarrow
-    return Dataset(source, _whole, arrays=examples.arrays())
 
 
 def _encoding_of(init_from: str, left_out: Sequence[str], spec: str) -> Any:
@@ -151,10 +147,6 @@ def _encoding_of(init_from: str, left_out: Sequence[str], spec: str) -> Any:
     if spec != found.scaling:
         raise UserError(f"config.data.scaling is {spec!r}, and that of config.init_from {found.scaling!r}; set that.")
     return found
-
-
-def _whole(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    return example
 
 
 class TableTask(Task):
@@ -269,8 +261,8 @@ class TableTask(Task):
 
 def _rows(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return f32[N, F] and the labels of a dataset of `TableData`."""
-    assert dataset.arrays is not None  # as `_in_memory` makes it
-    return dataset.arrays["row"], dataset.arrays["label"]
+    examples: Any = dataset.source.examples  # `tables.encoded.Encoded`, which needs pyarrow
+    return examples.rows, examples.labels
 
 
 def _class_weights(data: TableData) -> np.ndarray:

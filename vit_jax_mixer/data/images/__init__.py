@@ -8,8 +8,8 @@ inside the jitted step on a batch. docs/data.md has a table of all; one of a use
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -21,6 +21,7 @@ from vit_jax_mixer.data.images.augment import AUGMENT_OPS
 from vit_jax_mixer.data.images.decoding import Encoded, HostOp, decode
 from vit_jax_mixer.data.images.device import DEVICE_OPS, DeviceOp, Images, Targets
 from vit_jax_mixer.data.images.room import ROOM
+from vit_jax_mixer.data.images.twins import TWINS, Twin
 from vit_jax_mixer.errors import UserError
 
 HOST_OPS: Mapping[str, Callable[..., HostOp]] = {
@@ -34,6 +35,7 @@ HOST_OPS: Mapping[str, Callable[..., HostOp]] = {
     "random_shift": geometry.random_shift,
     **AUGMENT_OPS,
 }
+_DRAW_NOTHING = ("decode", "resize", "resize_small", "center_crop")  # of the operations of the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,48 @@ def parse(spec: str, where: str) -> Ops:
     decodes = names[0].rpartition(":")[2].startswith("decode")
     scalers = [i - len(host) for i in scaling] + [i for i, op in enumerate(device) if getattr(op, "scales", False)]
     return Ops(tuple(host), tuple(device), decodes, bool(scalers), *scalers[:1])  # a user's own says that it scales
+
+
+class Undrawn(NamedTuple):
+    """What is left of the operations of the host where it draws nothing.
+
+    Attributes:
+        fixed: those before the first that draws.
+        twins: the others as the step does them.
+        moved: the names of those.
+        alone: the name of the first that has no twin, so that the host must do them all; '' if there is none.
+    """
+
+    fixed: Ops
+    twins: tuple[Twin, ...]
+    moved: tuple[str, ...]
+    alone: str
+
+
+def undrawn(spec: str, where: str) -> Undrawn:
+    """Parse operations for images that stay in memory.
+
+    Raises:
+        UserError: as `parse` does.
+    """
+    ops = parse(spec, where)
+    parts = spec.split("|")[: len(ops.host)]
+    names = [specs.parse(part, where)[0] for part in parts]
+    fixed = next((i for i, name in enumerate(names) if name not in _DRAW_NOTHING), len(names))
+    alone = next((name for name in names[fixed:] if name not in TWINS), "")
+    twins = () if alone else tuple(specs.build(TWINS, part, where) for part in parts[fixed:])
+    return Undrawn(dataclasses.replace(ops, host=ops.host[:fixed]), twins, tuple(names[fixed:]), alone)
+
+
+def in_step(twins: Sequence[Twin], images: Images, keys: jax.Array) -> Images:
+    """Return u8[B, h, w, c], done one after the other on each image with its key of keys [B]."""
+
+    def of_one(image: jax.Array, key: jax.Array) -> jax.Array:
+        for i, twin in enumerate(twins):
+            image = twin(image, jax.random.fold_in(key, i))
+        return image
+
+    return jax.vmap(of_one)(images, keys)
 
 
 def _is_of_batch(op: Any, name: str) -> bool:

@@ -151,7 +151,7 @@ def _erased(key: jax.Array, shape: tuple[int, ...], probability: float, min_area
     top = jnp.floor(jax.random.uniform(of_top) * (height - h + 1))
     left = jnp.floor(jax.random.uniform(of_left) * (width - w + 1))
     used = fits[first] & jax.random.bernoulli(of_use, probability)
-    return used & _inside(top, h, height)[:, None] & _inside(left, w, width)[None, :]
+    return used & inside(top, h, height)[:, None] & inside(left, w, width)[None, :]
 
 
 def _box(key: jax.Array, box_height: jax.Array, box_width: jax.Array, height: int, width: int) -> jax.Array:
@@ -160,11 +160,12 @@ def _box(key: jax.Array, box_height: jax.Array, box_width: jax.Array, height: in
     sides = []
     for part, size, side in ((of_y, box_height, height), (of_x, box_width, width)):
         start = jnp.floor(jax.random.uniform(part) * side) - jnp.floor(size / 2)
-        sides.append(_inside(start, jnp.floor(size), side))
+        sides.append(inside(start, jnp.floor(size), side))
     return sides[0][:, None] & sides[1][None, :]
 
 
-def _inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
+def inside(start: jax.Array, length: jax.Array | int, size: int) -> jax.Array:
+    """Return which of ``size`` pixels lie in so many from ``start`` on, bool[size]."""
     position = jnp.arange(size)
     return (position >= start) & (position < start + length)
 

@@ -12,7 +12,8 @@ from vit_jax_mixer.errors import UserError
 class RandomAccess(Protocol):
     """What Grain needs of a source; threads share it, and worker processes get a pickled copy.
 
-    It may have a method ``traits()``; see the function of that name.
+    It may have a method ``traits()``; see the function of that name. One whose examples are arrays in memory may
+    have ``batch(indices)``, from i64[B] to all of these in one, {name: [B, ...]}.
     """
 
     def __len__(self) -> int: ...

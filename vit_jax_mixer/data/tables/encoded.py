@@ -28,11 +28,12 @@ class Encoded:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: rows[index] for name, rows in self.arrays().items()}
+        return self.batch(index)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return all rows and, where they are known, the labels, as a batch has them."""
-        return {"row": self.rows} if self.labels is None else {"row": self.rows, "label": self.labels}
+    def batch(self, index: int | np.ndarray) -> dict[str, Any]:
+        """Return an example, or those of i64[B] at once."""
+        found = {"row": self.rows[index]}
+        return found if self.labels is None else {**found, "label": self.labels[index]}
 
     def traits(self) -> Iterator[bytes]:
         """Yield all there is."""
