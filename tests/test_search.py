@@ -2,6 +2,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,3 +162,12 @@ def test_a_translation_depends_on_its_own_sentence_alone(made, size):
     others = np.array([[14, 15, 16, 17, 18, 3], SOURCE[0], [3, 0, 0, 0, 0, 0]], np.int32)
     for before, after in zip(run(size, SOURCE), run(size, others), strict=True):
         np.testing.assert_array_equal(after[1], before[0])
+
+
+def test_a_program_of_it_takes_any_number_of_sentences(made):
+    model, params, run = made
+    function = jax.jit(lambda params, source: search.translate(model, params, source, 8, 3, "gnmt(0.6)"))
+    (rows,) = jax.export.symbolic_shape("b")
+    program = jax.export.export(function)(params, jax.ShapeDtypeStruct((rows, 6), np.int32))
+    for found, expected in zip(program.call(params, SOURCE[:2]), run(3, SOURCE), strict=True):
+        assert_close(found, np.asarray(expected)[:2])

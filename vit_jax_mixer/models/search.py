@@ -60,13 +60,13 @@ def translate(
     """
     call: Callable[..., Any] = lambda method, *args: model.apply({"params": params}, *args, method=method)
     divide_by = specs.build(PENALTIES, penalty, "config.task.penalty")
-    encoded = call("encode", inputs)
+    rows, encoded = inputs.shape[0], call("encode", inputs)  # a symbol, while it is exported
     step = lambda *args: call("step", *args)
-    tokens, total = greedy(step, call("start", encoded, inputs, 1, length), len(inputs), length)
+    tokens, total = greedy(step, call("start", encoded, inputs, 1, length), rows, length)
     score = total / divide_by(lengths(tokens))
     if beam_size == 1:
         return tokens, score
-    found, scores = beam(step, call("start", encoded, inputs, beam_size, length), len(inputs), length, divide_by)
+    found, scores = beam(step, call("start", encoded, inputs, beam_size, length), rows, length, divide_by)
     better = scores[:, 0] >= score
     return jnp.where(better[:, None], found[:, 0], tokens), jnp.where(better, scores[:, 0], score)
 
@@ -100,7 +100,7 @@ def beam(step: Step, cache: Cache, rows: int, length: int, penalty: Penalty) -> 
     Of 2 K continuations, those among the first K that end are finished, and the first K that do not end go on. A
     sentence is done when K translations are finished. Where fewer can be made, the rest have the score -inf.
     """
-    beams = len(jax.tree.leaves(cache["state"])[0]) // rows
+    beams = int(jax.tree.leaves(cache["state"])[0].shape[0] // rows)
     sentence = jnp.arange(rows)[:, None]
 
     def body(carry: Any) -> Any:

@@ -145,13 +145,14 @@ class Seq2Seq(nn.Module):
         """
         length = length or self.max_length
         self._check(length)
-        state = [block.state(len(inputs) * beams, length) for block in self.decoder]
+        state = [block.state(inputs.shape[0] * beams, length) for block in self.decoder]
         keys_values = [block.keys_values(encoded) for block in self.decoder]
         return {"state": state, "source": {"keys_values": keys_values, "there": inputs != PAD}}
 
     def step(self, cache: Cache, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
         """Map the tokens i32[R] of a position, i32[] from 0, to (logits f32[R, V] of the next, the new cache)."""
-        x = self.table[tokens] * math.sqrt(self.hidden_dim) + jnp.asarray(self.places)[position][None]
+        place = jax.lax.dynamic_slice_in_dim(jnp.asarray(self.places), position, 1)
+        x = self.table[tokens] * math.sqrt(self.hidden_dim) + place
         x, source, states = x.astype(self.dtype), cache["source"], []
         for block, state, keys_values in zip(self.decoder, cache["state"], source["keys_values"], strict=True):
             x, state = block.step(x, state, position, keys_values, source["there"])

@@ -135,7 +135,7 @@ class Block(nn.Module):
         y, state = self.mixing.step(self.mixing_norm(x), state, position)
         x = self.mixing_branch(x, y)
         # Beams of one sentence read the same source: they are to it what positions are.
-        queries = self.source_norm(x).reshape(len(encoded_there), -1, self.channels)  # [B, R / B, C]
+        queries = self.source_norm(x).reshape(encoded_there.shape[0], -1, self.channels)  # [B, R / B, C]
         read = self.source.attend(queries, keys_values, encoded_there[:, None])
         x = self.source_branch(x, read.reshape(x.shape))
         return self.mlp_branch(x, self.mlp(self.mlp_norm(x))), state

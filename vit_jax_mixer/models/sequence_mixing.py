@@ -50,10 +50,11 @@ class LinearMixing(nn.Module):
     def step(self, x: jax.Array, seen: State, position: jax.Array) -> tuple[jax.Array, State]:
         """Map the input f32[B, C] of a position, i32[], to (its output f32[B, C], the new state)."""
         length = seen.shape[1]
-        seen = seen.at[:, position].set(x.astype(self.dtype))
-        column = jnp.where(jnp.arange(length) <= position, self.kernel[:length, position], 0)  # [s]
-        y = jnp.einsum("bsc,s->bc", seen, column.astype(self.dtype))
-        return y + self.bias[position].astype(self.dtype), seen
+        seen = jax.lax.dynamic_update_slice_in_dim(seen, x.astype(self.dtype)[:, None], position, 1)
+        column = jax.lax.dynamic_slice_in_dim(self.kernel[:length], position, 1, axis=1)[:, 0]  # [s]
+        column = jnp.where(jnp.arange(length) <= position, column, 0).astype(self.dtype)
+        bias = jax.lax.dynamic_slice_in_dim(self.bias, position, 1).astype(self.dtype)
+        return jnp.einsum("bsc,s->bc", seen, column) + bias[None], seen
 
 
 class Attention(nn.Module):
@@ -118,6 +119,7 @@ class SelfAttention(Attention):
     def step(self, x: jax.Array, seen: State, position: jax.Array) -> tuple[jax.Array, State]:
         """Map the input f32[B, C] of a position, i32[], to (its output f32[B, C], the new state)."""
         new = self.keys_values(x[:, None])
-        seen = jax.tree.map(lambda old, one: old.at[:, position].set(one[:, 0]), seen, new)
+        put = lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, position, 1)
+        seen = jax.tree.map(put, seen, new)
         allowed = jnp.arange(seen[0].shape[1]) <= position
         return self.attend(x[:, None], seen, allowed[None, None])[:, 0], seen
