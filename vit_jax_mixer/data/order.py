@@ -14,6 +14,8 @@ import numpy as np
 
 from vit_jax_mixer.data import permutation
 
+IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
+
 
 @dataclasses.dataclass(frozen=True)
 class Share:

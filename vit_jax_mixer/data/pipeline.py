@@ -5,7 +5,9 @@ epoch. The batch of step ``s`` is its slice ``[s * B, (s + 1) * B)``, and an exa
 augmentation draws from the seed and its position in the sequence. Process ``p`` of ``P`` reads the
 ``p``-th of ``P`` equal blocks of that same slice. So there is no iterator state: resuming is seeking.
 
-Examples that are in memory (`Dataset.gather`) are not made one by one: a batch is one gather of its rows.
+Examples that are in memory (`Dataset.gather`) are not made one by one: a batch is one gather of its rows. So are
+those whose batches have shapes of their own (`Dataset.batches`), as sentences by their length; what the batch of a
+step holds is then theirs to say, and still a function of (seed, step).
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from vit_jax_mixer.data import main_guard
-from vit_jax_mixer.data.order import Blocks, Order, Share, Views, shuffled
+from vit_jax_mixer.data.groups import EMPTY, Batches
+from vit_jax_mixer.data.order import IS_EXAMPLE, Blocks, Order, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.stacking import stack
 from vit_jax_mixer.data.workers import cores, end_with_parent
@@ -31,7 +34,6 @@ from vit_jax_mixer.specs import Within
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
-IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
 POSITION = "_position"  # u32[B, 2] of a training batch: each row's position in the order, its upper and lower half
 SKIPPED = "_skipped"  # i64[B], inside the loader: the index of the bad example that a row replaces, or -1
 _TRIES = 100  # of finding another example for a bad one
@@ -56,6 +58,7 @@ class Dataset:
             their positions i64[rows] in the order of training.
         in_step: what the step does to a batch of training: ``in_step(batch, keys)`` with a key for each row, of its
             (seed, position). Such batches have `POSITION`.
+        batches: examples in memory, and which of them come together; then nothing is transformed.
     """
 
     source: Source
@@ -64,6 +67,7 @@ class Dataset:
     skip_bad: bool = False
     beside: Callable[[np.ndarray, Batch], Batch] | None = None
     in_step: Callable[[Batch, jax.Array], Batch] | None = None
+    batches: Batches | None = None
 
     def __len__(self) -> int:
         return len(self.source.examples)
@@ -164,6 +168,14 @@ def train_order(dataset: Dataset, *, seed: int, batch_size: int, share: Share) -
     return batches.map_with_index(lambda step, batch: dataset.completed(step * batch_size + rows, batch))
 
 
+def like_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and types of a training batch; where there are several, of the longest examples."""
+    if dataset.batches is not None:
+        return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in dataset.batches.like(batch_size).items()}
+    example = first_example(dataset)
+    return {name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype) for name, one in example.items()}
+
+
 def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
     """Return an example as training batches have it."""
     batch = dataset.completed(np.arange(1), stack([dataset.get(0, np.random.default_rng(0))]))
@@ -172,6 +184,9 @@ def first_example(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> list[int]:
     """Return which examples of the source the batch of a step holds, over all processes."""
+    if dataset.batches is not None:
+        indices, _ = dataset.batches.groups.train(seed, batch_size, step)
+        return [index for index in indices.tolist() if index != EMPTY]
     order: Any = _order(dataset, seed)
     return [int(order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
 
@@ -220,6 +235,8 @@ class Loader:
         self, dataset: Dataset, *, seed: int, batch_size: int, start: int, on_skipped: OnSkipped = _ignore
     ) -> Generator[Batch, None, None]:
         """Iterate over the batches of steps ``start``, ``start + 1``, ... of `train_order`."""
+        if dataset.batches is not None:
+            return dataset.batches.training(seed, batch_size, self.share, start)
         if dataset.gather is not None:
             return _gathered(dataset, dataset.gather, seed, batch_size, self.share, start)
         workers, threads = self.crew()
@@ -236,6 +253,8 @@ class Loader:
         The last batch is padded; so is a bad example's place, where such are skipped.
         """
         _check_some(dataset, "evaluation")
+        if dataset.batches is not None:
+            return dataset.batches.evaluation(batch_size, self.share)
         if dataset.gather is not None:
             return _gathered_once(dataset, dataset.gather, batch_size, self.share)
         count = -(-len(dataset) // batch_size) * batch_size

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import first_example
+from vit_jax_mixer.data.pipeline import like_batch
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
 from vit_jax_mixer.plan.targets import Target
@@ -95,12 +95,11 @@ class Planned:
         parts = assemble(run, devices_of(target))
         self._parallel, self._step = parts.devices, parts.train_step
         self._state = dataclasses.replace(parts.shapes(), frozen=parts.task.frozen_shapes())
-        self._example = first_example(parts.task.train_data)
+        self._data = parts.task.train_data
 
     def compile(self, batch_size: int) -> Compiled:
         """Compile the step for a batch of that size, which the chips, times ``accum_steps``, must divide evenly."""
-        rows = {n: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype) for n, x in self._example.items()}
-        state, batch = self._parallel.shapes(self._state, rows)
+        state, batch = self._parallel.shapes(self._state, like_batch(self._data, batch_size))
         begun = time.process_time()
         lowered = self._parallel.lower(self._step, state, batch)
         try:

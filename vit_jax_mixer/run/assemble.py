@@ -100,6 +100,9 @@ def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
     optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps, seed=run.seed)
     scheme = initialisation.parse(run.init)
     task = tasks.create(run)
+    if (batches := task.train_data.batches) is not None:
+        for size in batches.groups.sizes(run.batch_size):
+            parallel.check_batch_size(size, "the rows of a batch", run.accum_steps, len(devices or ()))
     return Parts(run, how, loader, task, scheme, *step.of_run(run, task, optimizer, rate))
 
 

@@ -70,14 +70,14 @@ class Parallel(abc.ABC):
         """Compile ``step(across, state, batch) -> rows``; every process gets all rows."""
 
     def train_step(self, step: Step) -> Callable[[TrainState, Batch], Any]:
-        """Return the step, compiled when it is first called; the state is donated."""
-        compiled = None
+        """Return the step, compiled when it first gets a batch of its shapes; the state is donated."""
+        compiled: dict[Any, Any] = {}
 
         def run(state: TrainState, batch: Batch) -> Any:
-            nonlocal compiled
-            if compiled is None:
-                compiled = self.lower(step, state, batch).compile(COMPILER_OPTIONS)
-            return compiled(state, batch)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            if shapes not in compiled:
+                compiled[shapes] = self.lower(step, state, batch).compile(COMPILER_OPTIONS)
+            return compiled[shapes](state, batch)
 
         return run
 
