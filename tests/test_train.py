@@ -1,5 +1,6 @@
 """Whole runs: what they learn, and that a run is a pure function of (config, seed, step)."""
 
+import collections
 import json
 import shutil
 import signal
@@ -55,11 +56,31 @@ def saved_part(state):
     return jax.device_get((state.step, state.params, state.opt_state, state.extra))
 
 
+COMPILED = (
+    collections.Counter()
+)  # how often each program was compiled, or read from the cache, in the `undisturbed` run
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run in one go: its last state and its workdir."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    return saved_part(train_and_evaluate(small(), workdir)), workdir
+
+    def count(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            COMPILED[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        return saved_part(train_and_evaluate(small(), workdir)), workdir
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_each_program_of_a_run_is_compiled_once(undisturbed):
+    """Also with a last batch of an evaluation that is not full."""
+    names = ("train_step", "eval_step", "init", "new_state")
+    assert [sum(count for name, count in COMPILED.items() if name == f"jit({of})") for of in names] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("steps", "least"), [(400, 0.92), pytest.param(1500, 0.97, marks=pytest.mark.slow)])
