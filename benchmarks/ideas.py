@@ -3,9 +3,9 @@
 python -m benchmarks.ideas --rows=unsw_nb15 [--out=runs/ideas --at_once=12 --seeds=0,1,2,3,4 --ideas=plain,sam]
 
 Rows are a folder of train.csv and test.csv (UNSW-NB15); without --rows there are images alone. Images are the digits
-of scikit-learn. Both have a small Mixer and 10 epochs (--epochs); what an idea changes is in `IDEAS`. Beside --out's
-table_rows.md, table_digits.md (mean and deviation over the seeds), their .csv and ideas.json, it leaves a file of each
-idea, so that the same command goes on where it was stopped; --ideas of a later call are added.
+of scikit-learn. Both have a small Mixer and 10 epochs (--epochs); what an idea changes is in `IDEAS`. In --out are
+rows_10_epochs/table.md and digits_10_epochs/table.md (mean and deviation over the seeds), their .csv, ideas.json, and a
+file of each idea, so that the same command goes on where it was stopped; --ideas of a later call are added.
 
 It is fast, so that it says what ideas do, not how the loop reads data: a program takes all steps of an epoch, by the
 step, the loss and the order of examples that `main` has; on an accelerator those of all seeds side by side. An idea is

@@ -220,7 +220,7 @@ def test_a_search_by_halving_ends_runs_and_is_complete_when_it_is_called_again(t
     pytest.importorskip("optuna")
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
     halving = SEARCH.replace("trials = 3", 'trials = 4\nmethod = "halving(first=2, factor=4)"')
-    file.write_text(TINY.replace("steps = 4", "steps = 2000", 1) + halving)
+    file.write_text(TINY.replace("steps = 4", "steps = 60", 1) + halving)
     first = command("sweep", file, f"--out={out}")
     assert first.returncode == 0, first.stderr
     with (out / "runs.csv").open() as rows:
