@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 
 from configs import digits
 from tests.helpers import assert_close
@@ -180,3 +181,31 @@ def test_data_without_labels_are_for_tasks_that_need_none(tmp_path, place, lack)
     for dataset in (data.train, data.plain, data.eval):
         assert dataset.get(1, np.random.default_rng(0)).keys() == {"image"}
     assert describe(Config.of(config), data, num_classes=0).lack()
+
+
+def test_the_weights_of_classes_are_those_of_scikit_learn_and_multiply_losses():
+    task = create(class_weights="balanced")
+    labels = np.array([task.train_data.source.examples[i]["label"] for i in range(len(task.train_data))])
+    assert_close(task.weights, compute_class_weight("balanced", classes=np.arange(10), y=labels))
+    params, extra = task.init(jax.random.key(0))
+    state = step.TrainState(jnp.int32(0), params, (), extra, ())
+    examples = [task.train_data.get(i, np.random.default_rng(0)) for i in range(6)]
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
+    value, _ = task.loss(params, state, batch, jax.random.key(0))
+    assert_close(value, (task.weights[batch["label"]] * np.log(10)).mean())  # the head begins at 0
+    assert_close(task.eval_step(state, batch)["losses"], np.full(6, np.log(10)))  # an evaluation knows no weights
+    assert create(class_weights='{"3": 2, "0": 0.5}').weights.tolist() == [0.5, 1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("balance", "config.task.class_weights is 'balance'; give 'balanced', or JSON"),
+        ('{"cat": 2}', "'cat' is no class of the data"),
+        ('{"3": 0}', "that of '3' is 0; it must be above 0"),
+        ('{"3": NaN}', "that of '3' is nan"),
+    ],
+)
+def test_weights_that_make_no_sense_are_one_sentence(given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        create(class_weights=given)

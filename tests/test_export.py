@@ -87,6 +87,12 @@ def test_a_run_is_exported_with_all_that_is_known_of_it(workdir, exported):
     for name, file in card["files"].items():
         content = (exported / name).read_bytes()
         assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert (
+        json.loads(metadata["model.json"])["eval_ops"] == json.loads((exported / "model.json").read_text())["eval_ops"]
+    )
     text = (exported / "MODEL_CARD.md").read_text()
     for part in (
         f"{card['evaluation']['test/accuracy']:.4g}, after 60 steps",

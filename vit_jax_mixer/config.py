@@ -21,6 +21,7 @@ _FREE = ("parallel", "loader", "log_every", "profile", "debug_nans", "writers", 
 _EARLIER = {
     "init": "",
     "sharpness": "",
+    "task.class_weights": "",
     "optim.warmup": "from_zero",
     "optim.noise": "",
     "optim.rates": "",

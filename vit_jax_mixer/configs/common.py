@@ -42,6 +42,8 @@ def get_config() -> Any:
     config.task.name = "classification"  # a file of vit_jax_mixer/tasks/
     config.task.loss = "softmax"  # cross-entropy: 'softmax' or 'sigmoid'
     config.task.label_smoothing = 0.0  # share of the label that is spread over all classes
+    # What losses of training are multiplied with: 'balanced', or by the names of classes, as '{"cat": 2}'; '' for 1.
+    config.task.class_weights = ""
     # Simple classifiers of the frozen features, tried in each evaluation, as 'ridge(5)|knn(20)|logistic'; '' for none.
     config.task.probe = ""
     config.task.probe_examples = 10_000  # of training that they learn from, at most; chosen once, not augmented

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Wr
 
     weights, name = pretrained.flatten(trained.params), f"{trained.about.field}s"
     model = onnx_graph.convert(_flat(trained), weights, name, trained.about.input())
+    description = trained.about.as_json()
+    properties = {pretrained.DESCRIPTION: json.dumps(description)}
+    if names := description.get("class_names"):
+        properties["class_names"] = json.dumps(names)
+    onnx.helper.set_model_props(model, properties)
     path = folder / "model.onnx"
     apart = sum(value.nbytes for value in weights.values()) > ONE_FILE
     onnx.save_model(model, path, save_as_external_data=apart, location=f"{path.name}.data")
@@ -90,8 +96,9 @@ def write_onnx(trained: Trained, folder: Path, platforms: tuple[str, ...]) -> Wr
 
     with jax.default_matmul_precision("highest"):  # a GPU or TPU would round more than ONNX does on a CPU
         difference = _largest_difference(trained, run, path.name)
-    names = (path.name, f"{path.name}.data") if apart else (path.name,)
-    return Written(names, f"Opset {onnx_graph.OPSET}, with a free batch size.", difference)
+    files = (path.name, f"{path.name}.data") if apart else (path.name,)
+    note = f"Opset {onnx_graph.OPSET}, with a free batch size. Its metadata hold {' and '.join(properties)}, as JSON."
+    return Written(files, note, difference)
 
 
 def check_onnx() -> None:

@@ -144,8 +144,12 @@ class Predictor(abc.ABC):
             folder: takes it.
             published: of a workdir, where in the training state the parameters are; see `tasks.Task`.
         """
-        told = {"kind": self.kind, **dataclasses.asdict(self)}  # pyright: ignore[reportArgumentType] - a dataclass
+        told = self.as_json()
         checksums.write_json(folder / FILE, {**told, "published": published} if published else told)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``model.json`` holds, from which `of_json` makes it again."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}  # pyright: ignore[reportArgumentType] - a dataclass
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Any], where: str) -> Self:
@@ -154,7 +158,7 @@ class Predictor(abc.ABC):
 
     def command(self, workdir: Path) -> str:
         """Return the command that asks the model in a workdir, with the modules of a user's own that it needs."""
-        told = {"kind": self.kind, **dataclasses.asdict(self), "source": ""}  # pyright: ignore[reportArgumentType]
+        told = {**self.as_json(), "source": ""}
         modules = ",".join(plugins.imported_of(told))
         words = [f"--model={workdir}", *([f"--module={modules}"] if modules else [])]
         words += ["--features=features.npz"] if self.lack() else []

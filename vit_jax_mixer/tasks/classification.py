@@ -1,6 +1,7 @@
 """Supervised image classification with softmax or sigmoid cross-entropy."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -11,7 +12,8 @@ import optax
 
 from vit_jax_mixer import models, plugins, pretrained, probes, specs
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.predictors.classification.scores import LOSSES, means, of_batch
 from vit_jax_mixer.predictors.images import Images
@@ -25,12 +27,22 @@ PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no
 T = TypeVar("T", bound="Classification")
 
 
-def create(run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int) -> "Classification":
+def create(
+    run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int, class_weights: str = ""
+) -> "Classification":
     """Build the task from ``config.task``, ``model``, ``data``, ``init_from`` and ``init_resize``."""
-    return build(Classification, run, loss, label_smoothing, probe, probe_examples)
+    return build(Classification, run, loss, label_smoothing, probe, probe_examples, class_weights)
 
 
-def build(kind: type[T], run: Config, loss: str, label_smoothing: float, probe: str, probe_examples: int) -> T:
+def build(
+    kind: type[T],
+    run: Config,
+    loss: str,
+    label_smoothing: float,
+    probe: str,
+    probe_examples: int,
+    class_weights: str,
+) -> T:
     """Return what `create` does, as the class itself or one made on it."""
     resize.parse(run.init_resize)  # a misspelt part is told before the data are opened
     if not 0 <= label_smoothing < 1:
@@ -44,13 +56,55 @@ def build(kind: type[T], run: Config, loss: str, label_smoothing: float, probe: 
     model = specs.call(models.create, run.model, "config.model", num_classes=data.num_classes)
     about = describe(run, data, num_classes=data.num_classes, probabilities=loss)
     task = kind(model, data, loss, label_smoothing, run.init_from, about, run.init_resize)
+    if class_weights:
+        task.weights = weights_of_classes(class_weights, data.train.source)
     if probing:
         task.probe(probing, probe_examples)
     return task
 
 
+def weights_of_classes(text: str, source: Source) -> np.ndarray:
+    """Return f32[K], what the loss of an example of each class is multiplied with.
+
+    Args:
+        text: 'balanced', N / (K N_k) for N_k of N examples: all K classes weigh the same, and an example 1 in the
+            mean; or JSON, as '{"cat": 2, "dog": 0.5}', where a class that is not named has 1.
+        source: the training data; for 'balanced', all its labels are read.
+
+    Raises:
+        UserError: it is neither, names no class of the data, or a weight is no number above 0.
+    """
+    names = source.class_names
+    if text == "balanced":
+        labels = getattr(source.examples, "labels", None)  # where they are at hand without the images
+        if labels is None:
+            labels = [int(source.examples[i]["label"]) for i in range(len(source.examples))]
+        counts = np.bincount(np.asarray(labels), minlength=len(names))
+        return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise UserError(f"config.task.class_weights is {text!r}; give 'balanced', or JSON as '{{\"cat\": 2}}'.")
+    weights = np.ones(len(names), np.float32)
+    for name, weight in given.items():
+        if name not in names:
+            raise UserError(f"config.task.class_weights: {name!r} is no class of the data{suggest(name, names)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e6:
+            raise UserError(f"config.task.class_weights: that of {name!r} is {weight!r}; it must be above 0, to 1e6.")
+        weights[names.index(name)] = weight
+    return weights
+
+
 class Classification(Task):
-    """Images to classes."""
+    """Images to classes.
+
+    Attributes:
+        weights: f32[K] that the losses of training are multiplied with, by class; None for 1.
+    """
+
+    weights: np.ndarray | None = None
 
     def __init__(
         self,
@@ -118,7 +172,13 @@ class Classification(Task):
         images, targets = self.data.train_ops.on_device(batch["image"], targets, of_ops)
         logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": of_dropout})
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-        return jnp.mean(self._loss(logits, targets)), Aux({"accuracy": accuracy})
+        assert targets is not None  # since there were targets
+        return self.mean_loss(logits, targets), Aux({"accuracy": accuracy})
+
+    def mean_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Return the loss f32[] of logits and targets f32[B, K]; a mixed image has the mean weight of its classes."""
+        losses = self._loss(logits, targets)
+        return jnp.mean(losses if self.weights is None else losses * (targets @ self.weights))
 
     def eval_step(self, state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return each example's row of `scores.of_batch` (labels not smoothed) and, for probes, features."""

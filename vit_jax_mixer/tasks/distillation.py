@@ -136,6 +136,7 @@ def create(
     probe: str,
     probe_examples: int,
     kind: str = "hard",
+    class_weights: str = "",
 ) -> "Distillation":
     """Build the task; ``configs/distil.py`` says what ``teacher`` and ``kind`` are, the rest is of classification.
 
@@ -150,7 +151,7 @@ def create(
         if run.data.get("cache") == "host":
             raise UserError(f"config.data.cache is 'host', but {teacher} reads what the host draws; set it to 'auto'.")
         run = dataclasses.replace(run, data={**run.data, "cache": "none"})
-    task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples)
+    task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples, class_weights)
     blank = str(run.data["source"]).startswith("blank:")  # to plan it, without its data
     if folder.suffix == ".onnx":
         on_host = OnnxTeacher(folder, task.data.shape)
@@ -210,8 +211,9 @@ class Distillation(classification.Classification):
             _, answer = ops.on_device(images, self.term.answer(batch[logits_lib.FIELD]), of_ops)
         assert answer is not None  # since there were targets
         images, targets = ops.on_device(images, targets, of_ops)
+        assert targets is not None
         logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": of_dropout})
-        by_label, by_teacher = jnp.mean(self._loss(logits, targets)), jnp.mean(self.term.loss(logits, answer))
+        by_label, by_teacher = self.mean_loss(logits, targets), jnp.mean(self.term.loss(logits, answer))
         metrics = {
             "accuracy": jnp.mean(logits.argmax(-1) == batch["label"]),
             "agreement": jnp.mean(logits.argmax(-1) == answer.argmax(-1)),
