@@ -91,7 +91,7 @@ def test_a_gradient_that_vanishes_is_told_once_after_some_lines_in_a_row():
 
 @pytest.mark.slow
 def test_a_run_logs_them_and_trains_as_without(tmp_path):
-    fields = dict(steps=2, log_every=1, model__scan=True)
+    fields = dict(steps=3, log_every=1, model__scan=True)
     plain = train_and_evaluate(small(**fields), tmp_path / "plain")
     found = train_and_evaluate(small(**fields, log_gradient_norms=True), tmp_path / "with")
     for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(found.params), strict=True):
