@@ -141,4 +141,8 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     # It may have run on more devices than there are here.
     parts = assemble(dataclasses.replace(run, parallel="jit"), jax.local_devices()[:1])
     state = checkpoint.read(folder / str(step), parts.shapes(), parts.devices.saved_sharding)
-    return Opened(parts.run, parts.task, dataclasses.replace(state, frozen=parts.task.frozen()))
+    return Opened(
+        dataclasses.replace(parts.run, parallel=run.parallel),
+        parts.task,
+        dataclasses.replace(state, frozen=parts.task.frozen()),
+    )
