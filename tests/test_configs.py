@@ -37,6 +37,14 @@ PHOTOS = [
 MIXER = dict(num_blocks=1, patch_size=4, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
 PLAIN = ["--config.model.scan=false", "--config.model.remat=false"]  # which compile faster, of one block
 ROWS = [f"--config.data.{name}={rows}" for name, rows in (("train", "all[:70%]"), ("eval", "all[70%:]"), ("test", ""))]
+TEXT = [
+    "--config.data.source=numbers:300",
+    "--config.data.eval=test",
+    "--config.data.shapes=1",
+    "--config.model.num_encoder_layers=1",
+    "--config.model.num_decoder_layers=1",
+    "--config.model.mlp_dim=32",
+]
 OVERRIDES = {
     "digits.py": ["--config.model.num_blocks=1"],
     "distil.py": ["--config.task.teacher={teacher}", "--config.model.num_blocks=1"],
@@ -65,6 +73,14 @@ OVERRIDES = {
         "--config.data.drop=",
         "--config.batch_size=4",
         "--config.model.num_blocks=1",
+    ],
+    "translate.py": TEXT,
+    "translate_wmt.py:en-de": [
+        *TEXT,
+        "--config.data.vocabulary=unigram(64)",
+        "--config.model.max_length=24",
+        "--config.model.hidden_dim=32",
+        "--config.batch_size=256",
     ],
     "tabular.py:rows.csv": [*ROWS, "--config.data.source=sklearn:iris"],
 }
@@ -110,6 +126,9 @@ def check_run(workdir, told):
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_it_runs_for_two_steps_and_one_evaluation(name, idx, teacher, tmp_path, capsys, monkeypatch):
+    if "translate" in name:
+        pytest.importorskip("sentencepiece")
+        pytest.importorskip("sacrebleu")
     monkeypatch.chdir(ROOT)
     flags = [flag.format(idx=idx, teacher=teacher) for flag in OVERRIDES[name]]
     train_and_evaluate(parsed(name, *flags, "--config.steps=2", "--config.optim.warmup_steps=1"), tmp_path)

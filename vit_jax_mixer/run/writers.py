@@ -104,19 +104,26 @@ class Log:
             self._event(step=step, summary=_summaries.Summary(value=values))
 
     def picture(self, step: int, name: str, picture: Any) -> None:
-        """Write a picture, as Pillow has it, to TensorBoard and ``pictures/NAME_STEP.png``; a full disk is told of."""
+        """Write a picture, as Pillow has it, to TensorBoard and ``pictures/NAME_STEP.png``; a full disk is told of.
+
+        A text goes to ``pictures/NAME_STEP.txt``.
+        """
         if not self._files:
             return
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        shown = _summaries.Summary.Image(
-            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=data.getvalue()
-        )
-        self._event(step=step, summary=_summaries.Summary(value=[_summaries.Summary.Value(tag=name, image=shown)]))
-        place = self._workdir / "pictures" / f"{name}_{step}.png"
+        if isinstance(picture, str):
+            data, ending = picture.encode(), "txt"
+        else:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            data, ending = stream.getvalue(), "png"
+            shown = _summaries.Summary.Image(
+                height=picture.height, width=picture.width, colorspace=3, encoded_image_string=data
+            )
+            self._event(step=step, summary=_summaries.Summary(value=[_summaries.Summary.Value(tag=name, image=shown)]))
+        place = self._workdir / "pictures" / f"{name}_{step}.{ending}"
         try:
             place.parent.mkdir(exist_ok=True)
-            files.write_atomically(place, data.getvalue())
+            files.write_atomically(place, data)
         except OSError as error:
             self._say(f"cannot write {place} ({error.strerror}); the run goes on without it")
 

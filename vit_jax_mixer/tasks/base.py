@@ -126,6 +126,8 @@ class Task(abc.ABC):
     def pictures(self, outputs: Callable[[str], Iterator[Outputs]]) -> Mapping[str, Any]:
         """Return pictures by name, as Pillow has them, that go to the workdir and to TensorBoard with an evaluation.
 
+        A text, as of translations, goes to the workdir alone.
+
         ``outputs`` are as in `evaluate`, after which it is called.
         """
         return {}

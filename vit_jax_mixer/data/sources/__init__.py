@@ -21,6 +21,12 @@
                                    of a column, as table:rows.csv,split=part; another delimiter than , ; | and tab
                                    is named, as table:rows.csv,delimiter=:
 ``table:DIR``                      the same for the files in DIR, a split each, as train and test
+``text:FILE``                      pairs of sentences, a line each with a tab between, gzipped or not, as the
+                                   split `all`
+``text:SOURCE,TARGET``             the same of two files, line by line
+``text:DIR``, ``text:DIR,en,es``   a folder's files, a split each: train.tsv.gz, test.tsv; or train.en and train.es
+``numbers:COUNT``                  numbers below a million and their English names, as numbers:20000; the splits are
+                                   train and test
 ``sklearn:NAME``                   a table that scikit-learn ships: breast_cancer, diabetes, iris or wine
 ``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
                                    without its pictures; 0 for one without labels
@@ -35,8 +41,8 @@ Examples without labels are for tasks that need none; who needs them says which 
 A split may be cut and joined: ``train[:98%]``, ``train[-500:]``, ``train+test``; see `slices`. Where
 there is one other usual name for it, that is read: Training for train, val or dev for validation.
 
-Images of folders and manifests, and rows of tables, come in an order that is as good as random and always the same,
-so a slice is a fair part of all classes. Their classes are in the order of names, or, where
+Images of folders and manifests, rows of tables and pairs of sentences come in an order that is as good as random
+and always the same, so a slice is a fair part of all classes. Their classes are in the order of names, or, where
 ``classes.txt`` lies in DIR or beside FILE, in that of its lines, a class each.
 """
 
@@ -51,6 +57,7 @@ from vit_jax_mixer.data.sources.idx import open_idx, read_idx
 from vit_jax_mixer.data.sources.manifest import open_manifest
 from vit_jax_mixer.data.sources.slices import open_expression
 from vit_jax_mixer.data.sources.table import open_sklearn, open_table
+from vit_jax_mixer.data.sources.text import open_numbers, open_text
 from vit_jax_mixer.data.sources.tfds import open_tfds
 from vit_jax_mixer.errors import UserError
 
@@ -64,6 +71,8 @@ KINDS: Mapping[str, Callable[[str], Splits]] = {
     "hf": open_hf,
     "table": open_table,
     "sklearn": open_sklearn,
+    "text": open_text,
+    "numbers": open_numbers,
     "blank": open_blank,
 }
 

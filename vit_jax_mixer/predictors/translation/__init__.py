@@ -1,0 +1,1 @@
+"""How good translations are: `figures`, and what `evaluate` writes of them: `report`."""
