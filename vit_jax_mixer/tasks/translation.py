@@ -77,13 +77,13 @@ class TextData:
 
         found, sides = encode(opened, train)
         lengths = encoded.lengths_of(sides, shapes)
-        self.train = Dataset(found, _whole, batches=encoded.Pairs(*sides, lengths, multiple))
+        self.train = Dataset(found, _whole, batches=encoded.Pairs(sides, lengths, multiple))
         self.eval: dict[str, Dataset] = {}
         if eval:
             found, sides = encode(open_source(source, eval), eval)
             longest = max(int(side.counts.max()) for side in sides)
             more = (max_length,) if longest > lengths[-1] else ()
-            self.eval[eval] = Dataset(found, _whole, batches=encoded.Pairs(*sides, (*lengths, *more), multiple))
+            self.eval[eval] = Dataset(found, _whole, batches=encoded.Pairs(sides, (*lengths, *more), multiple))
 
 
 def _whole(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Pairs(Batches):
     An empty one has EOS alone for its inputs, and targets that are padding.
     """
 
-    def __init__(self, source: Side, target: Side, lengths: Sequence[int], multiple: int) -> None:
-        self._sides = (source, target)
-        self.groups = Groups(np.searchsorted(lengths, np.maximum(source.counts, target.counts)), lengths, multiple)
+    def __init__(self, sides: tuple[Side, Side], lengths: Sequence[int], multiple: int) -> None:
+        self._sides = sides
+        self.groups = Groups(np.searchsorted(lengths, _longer(sides)), lengths, multiple)
 
     def gather(self, indices: np.ndarray, length: int) -> Batch:
         inputs, targets = (side.padded(indices, length) for side in self._sides)
@@ -157,4 +157,9 @@ def _passed_over(passed: Sequence[str], count: int, name: str) -> list[str]:
 
 def lengths_of(sides: tuple[Side, Side], shapes: int) -> tuple[int, ...]:
     """Return at most so many lengths, which pad these pairs least."""
-    return lengths_for(np.maximum(*(side.counts for side in sides)), shapes)
+    return lengths_for(_longer(sides), shapes)
+
+
+def _longer(sides: tuple[Side, Side]) -> np.ndarray:
+    """Return the tokens of the longer side of each pair, i64[N]."""
+    return np.maximum(sides[0].counts, sides[1].counts)
