@@ -143,6 +143,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_tells_bleu_and_writes_translations(run):
     *_, evaluation = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert evaluation["test/perplexity"] == pytest.approx(np.exp(evaluation["test/nll"]))
@@ -152,6 +153,7 @@ def test_a_run_tells_bleu_and_writes_translations(run):
     assert text.count("source ") == 8
 
 
+@pytest.mark.slow
 def test_predict_answers_each_line_and_evaluate_scores(run, tmp_path, capsys):
     from vit_jax_mixer import evaluation, predictions
     from vit_jax_mixer.trained import open_model
@@ -171,6 +173,7 @@ def test_predict_answers_each_line_and_evaluate_scores(run, tmp_path, capsys):
     assert trained.about.with_ops("beam(1)").beam_size == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_vocabulary_alone(run):
     from vit_jax_mixer import predictors
 
