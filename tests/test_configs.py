@@ -124,7 +124,10 @@ def check_run(workdir, told):
     assert (workdir / "checkpoints/2").is_dir()
 
 
-@pytest.mark.parametrize("name", OVERRIDES)
+SLOW = {"translate_wmt.py:en-de": pytest.mark.slow}  # it differs from the other in numbers alone
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in OVERRIDES])
 def test_it_runs_for_two_steps_and_one_evaluation(name, idx, teacher, tmp_path, capsys, monkeypatch):
     if "translate" in name:
         pytest.importorskip("sentencepiece")
