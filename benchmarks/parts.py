@@ -1,13 +1,15 @@
 """The parts of a run that is ready to take steps, for what times them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.run import parallel
-from vit_jax_mixer.run.assemble import assemble
+from vit_jax_mixer.run import optim, parallel
+from vit_jax_mixer.run import step as step_lib
+from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.tasks import TrainState
 
 
@@ -24,3 +26,19 @@ def memory(compiled: jax.stages.Compiled) -> list[float]:
     analysis: Any = compiled.memory_analysis()
     sizes = (analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.alias_size_in_bytes)
     return [size / 2**20 for size in sizes]
+
+
+def of_any_seed(parts: Parts) -> tuple[Callable[[Any], TrainState], Callable[..., tuple[TrainState, Any]]]:
+    """Return a run's fresh state of a seed, and its step of (seed, state, batch); seeds may be traced."""
+
+    def of(seed: Any) -> Parts:
+        run = dataclasses.replace(parts.run, seed=seed)
+        optimizer, rate = optim.create(**run.optim, steps=run.steps, seed=seed)
+        new_state, train_step = step_lib.of_run(run, parts.task, optimizer, rate)
+        return dataclasses.replace(parts, run=run, new_state=new_state, train_step=train_step)
+
+    def fresh(seed: Any) -> TrainState:
+        one = of(seed)
+        return one.new_state(*one.init())
+
+    return fresh, lambda seed, state, batch: of(seed).train_step(step_lib.Across(), state, batch)

@@ -208,13 +208,17 @@ class TableTask(Task):
         return jnp.sum(weights * each) / jnp.sum(weights), Aux(metrics, weight=jnp.sum(weights))
 
     def losses(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return f32[B]: cross-entropy, or squared distance in deviations."""
+        """Return f32[B]: cross-entropy, or squared distance in deviations.
+
+        Several logits of two classes are those of an ensemble's members, each of which learns by itself.
+        """
         smooth = self._label_smoothing
         match self.data.target.kind:
             case "number":
                 return optax.squared_error(logits[:, 0], labels)
             case "two":
-                return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels * (1 - smooth) + smooth / 2)
+                wanted = (labels * (1 - smooth) + smooth / 2)[:, None]
+                return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, wanted), axis=1)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smooth)
         return optax.softmax_cross_entropy(logits, targets)
 
