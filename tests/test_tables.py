@@ -86,10 +86,15 @@ def test_a_whole_number_is_one_word_however_it_is_written():
         (b"a,b\n1,2\n\n3\n", "line 4, has 1 cells, the line of names 2"),
         (b"a,b\n1,x\n2,caf\xe9\n", "line 3, column b: byte 0xe9 is not UTF-8"),
         (b"caf\xe9,b\n1,x\n", "line 1, is not text in UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16"), "is not text in UTF-8, but in UTF-16"),
+        (b"a,b", "has no row below its names"),
+        (b"x" * 10_000_000, "has a name of 10,000,000 characters"),
+        ("a,b\n1,2\n".encode("utf-16"), "line 1, is not UTF-8, but UTF-16"),
+        (b"a,b\n1,x\n2,\0\n", "line 3, is not UTF-8, but UTF-16 or no text"),
         (b"a,a\n1,2\n", "has the column 'a' twice"),
         (b"1,2\n3,4\n", "line 1, has numbers alone"),
+        (b"0,0\n3,4\n", "line 1, has numbers alone"),
         (b'a,b\n1,"x\n2,y\n3,z\n', "column b: a quote is not closed"),
+        (b'a,b,c\n1,2,3\n1,"' + b"x" * 10_000_000 + b"\n2,y,3\n", "line 3, column b: a quote is not closed"),
         (b",".join(b"c%d" % i for i in range(100_000)) + b"\n" + b"1," * 99_999 + b"1\n", "has 100,000 columns, more"),
     ],
 )
@@ -220,6 +225,8 @@ def test_a_column_of_changing_type_is_of_numbers_if_most_are():
         (["x", "y", None] * 10, "category"),
         ([i / 7 for i in range(30)], "number"),
         ([1e308, -1e308, 1.0] * 10, "number"),
+        (["inf", "-Infinity", "1e999", "0.5", "1", "2"] * 5, "number"),
+        (["inf"] * 30, "nothing"),
     ],
 )
 def test_what_a_column_holds_and_what_tells_nothing_is_left_out(column, kind):
@@ -230,6 +237,24 @@ def test_what_a_column_holds_and_what_tells_nothing_is_left_out(column, kind):
     left = kind not in ("number", "category")
     assert ("a" not in [one.name for one in found.columns]) == left
     assert bool(said) == left
+
+
+def test_a_word_of_ten_megabytes_is_told_by_its_begin():
+    table = made(a=["x", "y"] * 20)
+    _, said = encoding.fit(table, [], "standard")[0](made(a=["x", "z" * 10_000_000]))
+    assert "none of training's: 'zzz" in said[0]
+    assert len(said[0]) < 400
+
+
+def test_many_columns_take_no_time_each_for_all_of_them():
+    table = made(**{f"c{i}": [1, 2] for i in range(3)})
+    assert table.names is table.names  # made once: each use costs as many columns as there are
+
+
+def test_a_number_to_be_told_that_is_infinite_is_one_sentence_with_its_line():
+    table = made(y=[*(i / 7 for i in range(30)), np.inf])
+    with pytest.raises(UserError, match="line 32, column y: 'inf' is no finite number; mend it"):
+        target.fit(table, "y", "auto")
 
 
 def test_a_table_with_one_row_can_be_encoded():

@@ -111,8 +111,9 @@ def form(name: str) -> str:
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first few of many names."""
-    return ", ".join(map(repr, names[:shown])) + (", ..." if len(names) > shown else "")
+    """Return the first few of many names; of a name that is a text, its begin."""
+    begins = (name if len(name) <= 200 else f"{name[:160]}..." for name in names[:shown])
+    return ", ".join(map(repr, begins)) + (", ..." if len(names) > shown else "")
 
 
 def _value(name: str) -> str:

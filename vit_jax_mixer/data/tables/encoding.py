@@ -119,7 +119,8 @@ class Encoding:
         Raises:
             UserError: the table has not all of the columns.
         """
-        lacking = [column.name for column in self.columns if column.name not in table.names]
+        there = {*table.names}
+        lacking = [column.name for column in self.columns if column.name not in there]
         if lacking:
             raise UserError(
                 f"{table.path} lacks {len(lacking)} of the {len(self.columns)} columns that the model reads: "
@@ -171,7 +172,8 @@ def kind(table: Table, name: str) -> str:
     """Say what a column holds: 'number', 'category', 'constant', 'number of the row', 'text' or 'nothing'."""
     values, odd = table.numbers(name)
     rows, numbers = len(table), np.sort(values[np.isfinite(values)])
-    if len(odd) > 0.1 * (len(numbers) + len(odd)):
+    most = 0.1 * (len(numbers) + len(odd))
+    if len(odd) > most and table.count_words(name, odd) > most:
         codes, words = table.words(name)
         if len(words) == 1 and (codes >= 0).all():
             return "constant"

@@ -111,7 +111,8 @@ def fit(table: Table, name: str, predict: str) -> Target:
         raise UserError(f"{table.path}: the column {name!r}, the target, has no value; name another target.")
     if predict == "auto":
         whole = np.nanmax(np.abs(values % 1), initial=0) == 0
-        predict = "classes" if len(odd) or len(words) <= 2 or (whole and len(words) <= _FEW) else "number"
+        worded = len(odd) and table.count_words(name, odd)
+        predict = "classes" if worded or len(words) <= 2 or (whole and len(words) <= _FEW) else "number"
     if predict == "number":
         if len(odd):
             row = int(odd[0])
