@@ -47,6 +47,7 @@ _OUT = flags.DEFINE_string("out", "runs/unsw", "The folder that takes the result
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds of each model.")
 _ONLY = flags.DEFINE_list("only", [], "Names of models; all if not given.")
 _SEARCH = flags.DEFINE_list("search", [], "Compare these on parts of train.csv alone, seed 0, and do nothing else.")
+_PARTS = flags.DEFINE_list("parts", ["0", "1", "2", "3", "4"], "Those that --search looks at.")
 _TIME = flags.DEFINE_string("time", "", "Time steps of this one, and do nothing else.")
 _EPOCHS = flags.DEFINE_integer("original_epochs", 1, "Of the document's system; it has 100.", lower_bound=1)
 
@@ -276,9 +277,9 @@ def runs(name: str, folder: Path, held_out: str, place: str, seeds: Sequence[int
     return [dict(np.load(path)) for path in paths.values()]
 
 
-def held(name: str) -> tuple[np.ndarray, np.ndarray]:
+def held(name: str, parts: Sequence[int] = range(FOLDS)) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities of all training rows, each told by a model that did not learn its cluster; and labels."""
-    found = [runs(name, folder, "held", f"fold{i}", [0])[0] for i, folder in enumerate(folds())]
+    found = [runs(name, folds()[i], "held", f"fold{i}", [0])[0] for i in parts]
     return tuple(np.concatenate([one[field] for one in found]) for field in ("p", "labels"))
 
 
@@ -297,7 +298,7 @@ def shown(name: str, seeds: Sequence[int]) -> list[str]:
 def searched(name: str, seeds: Sequence[int]) -> list[str]:
     """Return the cells of what is compared on training rows."""
     del seeds
-    p, labels = held(name)
+    p, labels = held(name, [int(part) for part in _PARTS.value])
     one = {"p": p, "labels": labels}
     loss = -np.mean(np.log(np.maximum(np.where(labels == 1, p, 1 - p), 1e-12)))
     values = [*_told(one, 0.5), _auc(one), loss, figures.best_threshold(p, labels, "accuracy")]
