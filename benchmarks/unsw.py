@@ -278,7 +278,7 @@ def runs(name: str, folder: Path, held_out: str, place: str, seeds: Sequence[int
 
 
 def held(name: str, parts: Sequence[int] = range(FOLDS)) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of all training rows, each told by a model that did not learn its cluster; and labels."""
+    """Return the probabilities of all training rows, told by models that did not learn their clusters; and labels."""
     found = [runs(name, folds()[i], "held", f"fold{i}", [0])[0] for i in parts]
     return tuple(np.concatenate([one[field] for one in found]) for field in ("p", "labels"))
 
