@@ -86,7 +86,7 @@ def test_bad_flags_end_the_command_with_one_sentence(tmp_path):
 
 
 def test_bad_config_files_are_one_sentence(tmp_path):
-    assert_one_sentence(run(tmp_path, config="configs/digit.py"), "no config file configs/digit.py", "digits.py")
+    assert_one_sentence(run(tmp_path, config="configs/digit.py"), "no config file configs/digit.py", "digits, ")
     assert_one_sentence(run(tmp_path, config="configs/mixer_b16.py:cifar"), "no dataset 'cifar'", "cifar100")
     assert_one_sentence(command("main"), "no --config given")
     assert_one_sentence(command("main", "--config"), "no --config given")

@@ -205,7 +205,7 @@ def test_a_description_comes_back_as_it_was_written(tmp_path):
         (dict(image_shape=["8", 8, 1]), "image_shape is not three sizes"),
         (dict(class_names={"a": 1}), "no list of names"),
         (dict(class_names=[1, 2]), "no list of names"),
-        (dict(model=[]), "no num_classes"),
+        (dict(model=[]), "model no object"),
         (dict(model={"name": "MlpMixer", "num_classes": "10"}), "no num_classes"),
         (dict(probabilities=[1]), "none of softmax, sigmoid"),
         (dict(eval_ops=7), "eval_ops is 7; it must be of type str"),

@@ -74,7 +74,10 @@ def _guarded(
             _quiet()
             startup.keep_programs()
             plugins.look_in(Path.cwd())
-            main(parse(sys.argv) if parse else parse_flags(sys.argv, values))
+            given = parse(sys.argv) if parse else parse_flags(sys.argv, values)
+            if _COMMON.is_parsed() and _KEEP_MEMORY.value:
+                startup.keep_memory()  # of a process that is one command: it cannot be undone
+            main(given)
     except (UserError, flags.Error) as error:
         sys.exit("error: " + typed(printable(error, keep="\n")))
     except KeyboardInterrupt:
@@ -129,8 +132,6 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     left = both(argv)
     for each in (values, _COMMON, flags.FLAGS):
         each.mark_as_parsed()
-    if _KEEP_MEMORY.value:
-        startup.keep_memory()
     plugins.allow(*_MODULE.value)
     plugins.allow_all_in(argv)
     if logging.get_verbosity() > logging.FATAL:
