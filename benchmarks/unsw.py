@@ -209,7 +209,7 @@ def grown(name: str, folder: Path, held_out: str, seeds: Sequence[int]) -> Itera
     (rows, labels), (others, true) = (plain(table, tables["train"]) for table in tables.values())
     for seed in seeds:
         begun = time.monotonic()
-        p = make(seed).fit(rows, labels).predict_proba(others)[:, 1]
+        p = np.asarray(make(seed).fit(rows, labels).predict_proba(others))[:, 1]
         yield {"p": p, "labels": true, "seconds": np.asarray(time.monotonic() - begun)}
 
 
@@ -239,10 +239,11 @@ def folds() -> list[Path]:
 
     places = [Path(_OUT.value) / "folds" / f"{i}" for i in range(FOLDS)]
     if not all((place / "held.csv").exists() for place in places):
-        table = in_order([f"{_ROWS.value}/train.csv"]).examples.table
+        table = table_of(in_order([f"{_ROWS.value}/train.csv"]), "train.csv")
         encoding, _ = encodings.fit(table, ("id", "label"), "quantile")
         rows = np.clip(encoding(table)[0], -3, 3)
-        clusters = KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(rows)
+        times: Any = 3  # scikit-learn's stubs know the word 'auto' alone
+        clusters = KMeans(CLUSTERS, n_init=times, random_state=0).fit_predict(rows)
         head, *lines = _lines(Path(_ROWS.value) / "train.csv")
         for place, parts in zip(
             places, GroupKFold(FOLDS, shuffle=True, random_state=0).split(rows, groups=clusters), strict=True
@@ -271,7 +272,8 @@ def runs(name: str, folder: Path, held_out: str, place: str, seeds: Sequence[int
     how = grown if name in TREES else learnt
     for seed, found in zip(lacking, how(name, folder, held_out, lacking) if lacking else (), strict=True):
         file = io.BytesIO()
-        np.savez(file, **found)
+        arrays: Any = found  # else NumPy's stubs take one for the argument allow_pickle
+        np.savez(file, **arrays)
         paths[seed].parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(paths[seed], file.getvalue())
     return [dict(np.load(path)) for path in paths.values()]
@@ -280,7 +282,7 @@ def runs(name: str, folder: Path, held_out: str, place: str, seeds: Sequence[int
 def held(name: str, parts: Sequence[int] = range(FOLDS)) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities of all training rows, told by models that did not learn their clusters; and labels."""
     found = [runs(name, folds()[i], "held", f"fold{i}", [0])[0] for i in parts]
-    return tuple(np.concatenate([one[field] for one in found]) for field in ("p", "labels"))
+    return np.concatenate([one["p"] for one in found]), np.concatenate([one["labels"] for one in found])
 
 
 def shown(name: str, seeds: Sequence[int]) -> list[str]:
@@ -290,7 +292,7 @@ def shown(name: str, seeds: Sequence[int]) -> list[str]:
     found = runs(of, Path(_ROWS.value), "test", "test", seeds)
     mean = {"p": np.mean([one["p"] for one in found], 0), "labels": found[0]["labels"]}
     if name == TOGETHER:
-        found = [mean | {"seconds": sum(one["seconds"] for one in found)}]
+        found = [mean | {"seconds": np.sum([one["seconds"] for one in found])}]
     rows = [[*_told(one, 0.5), _auc(one), *_told(one, chosen), chosen, float(one["seconds"])] for one in found]
     return [cell(values) for values in np.transpose(rows)]
 
