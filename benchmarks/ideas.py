@@ -34,12 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks.parts import of_any_seed
 from vit_jax_mixer import cli, config_file, files
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.landscape import spectrum
 from vit_jax_mixer.landscape.objective import Batches, Objective
-from vit_jax_mixer.run import optim, parallel
+from vit_jax_mixer.run import parallel
 from vit_jax_mixer.run import step as step_lib
 from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.run.evaluation import Evaluator
@@ -256,12 +257,7 @@ def side_by_side(parts: Parts) -> tuple[Callable[..., TrainState], Callable[...,
 
     A state is [seeds, ...] in each leaf but the count of steps, so that what is done at some steps alone stays so.
     """
-
-    def of(seed: Any) -> Parts:
-        run = dataclasses.replace(parts.run, seed=seed)
-        optimizer, rate = optim.create(**run.optim, steps=run.steps, seed=seed)
-        new_state, train_step = step_lib.of_run(run, parts.task, optimizer, rate)
-        return dataclasses.replace(parts, run=run, new_state=new_state, train_step=train_step)
+    of = of_any_seed(parts)
 
     def new(seed: Any, params: Any, extra: Any) -> TrainState:
         return of(seed).new_state(params, extra)

@@ -28,8 +28,8 @@ def memory(compiled: jax.stages.Compiled) -> list[float]:
     return [size / 2**20 for size in sizes]
 
 
-def of_any_seed(parts: Parts) -> tuple[Callable[[Any], TrainState], Callable[..., tuple[TrainState, Any]]]:
-    """Return a run's fresh state of a seed, and its step of (seed, state, batch); seeds may be traced."""
+def of_any_seed(parts: Parts) -> Callable[[Any], Parts]:
+    """Return what gives the parts of the same run with another seed, which may be traced."""
 
     def of(seed: Any) -> Parts:
         run = dataclasses.replace(parts.run, seed=seed)
@@ -37,8 +37,4 @@ def of_any_seed(parts: Parts) -> tuple[Callable[[Any], TrainState], Callable[...
         new_state, train_step = step_lib.of_run(run, parts.task, optimizer, rate)
         return dataclasses.replace(parts, run=run, new_state=new_state, train_step=train_step)
 
-    def fresh(seed: Any) -> TrainState:
-        one = of(seed)
-        return one.new_state(*one.init())
-
-    return fresh, lambda seed, state, batch: of(seed).train_step(step_lib.Across(), state, batch)
+    return of

@@ -18,6 +18,7 @@ stopped. It prints table.md, a Markdown table of mean and deviation over the see
 
 import dataclasses
 import functools
+import importlib
 import io
 import itertools
 import time
@@ -40,6 +41,7 @@ from vit_jax_mixer.data.tables import encoding as encodings
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.tables import figures
 from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run import step as step_lib
 from vit_jax_mixer.run.assemble import Parts, assemble
 
 _ROWS = flags.DEFINE_string("rows", None, "Folder of train.csv and test.csv.", required=True)
@@ -165,7 +167,13 @@ def learnt(name: str, folder: Path, held_out: str, seeds: Sequence[int]) -> Iter
 def _ready(name: str, folder: Path, held_out: str) -> tuple[Parts, Any, Any]:
     """Return the parts of a training, and compiled for any seed, its first state and its step."""
     parts = assemble(config_of(name, folder, held_out))
-    fresh, step = of_any_seed(parts)
+    of = of_any_seed(parts)
+
+    def fresh(seed: Any) -> Any:
+        one = of(seed)
+        return one.new_state(*one.init())
+
+    step = lambda seed, state, batch: of(seed).train_step(step_lib.Across(), state, batch)
     return parts, jax.jit(fresh), jax.jit(step, donate_argnums=1, compiler_options=parallel.COMPILER_OPTIONS)
 
 
@@ -197,7 +205,7 @@ def grown(name: str, folder: Path, held_out: str, seeds: Sequence[int]) -> Itera
     """Yield the same of trees with their own default settings, on numbers as they are and codes of categories."""
     if name == "lightgbm":
         try:
-            from lightgbm import LGBMClassifier
+            LGBMClassifier = importlib.import_module("lightgbm").LGBMClassifier  # noqa: N806
         except ImportError as error:
             raise UserError("lightgbm is not installed; pip install lightgbm, or leave it out by --only.") from error
         make = lambda seed: LGBMClassifier(random_state=seed, n_jobs=1, verbose=-1)

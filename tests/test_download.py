@@ -56,13 +56,6 @@ def test_a_file_is_fetched_once(server, fetch, tmp_path):
     assert json.loads((path.parent / "a.npz.json").read_text()) == {"url": url, "size": len(BODY), "sha256": SHA}
 
 
-def test_the_folder_is_that_of_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv(download.CACHE, str(tmp_path))
-    assert download.cache_folder() == tmp_path
-    monkeypatch.setenv(download.CACHE, "")
-    assert str(download.cache_folder()).endswith(".cache/vit_jax_mixer")
-
-
 def test_files_of_one_name_do_not_meet(server, fetch):
     urls = [server.offer("/1k/a.npz", Reply(BODY)), server.offer("/21k/a.npz", Reply(OTHER))]
     urls += [server.offer("/a.npz?v=1", Reply(BODY)), server.offer("/a.npz?v=2", Reply(OTHER))]

@@ -3,22 +3,35 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT, environment
 from vit_jax_mixer import startup
+from vit_jax_mixer.pretrained import download
 
 
 @pytest.fixture
 def before_jax(monkeypatch, tmp_path):
     """As in a process of a user's own that has not loaded JAX yet; gives the user's cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(startup.CACHE, str(tmp_path))
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     monkeypatch.delitem(sys.modules, "jax")
-    return tmp_path / "vit_jax_mixer/compiled"
+    return tmp_path / "compiled"
+
+
+def test_there_is_one_cache_folder_which_the_environment_names(monkeypatch):
+    monkeypatch.setenv(startup.CACHE, "/own")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/of/all")
+    assert startup.cache_folder() == Path("/own")
+    monkeypatch.setenv(startup.CACHE, "")
+    assert startup.cache_folder() == Path("/of/all/vit_jax_mixer")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert startup.cache_folder() == Path("~/.cache/vit_jax_mixer").expanduser()
+    assert download.cache_folder is startup.cache_folder
 
 
 def test_programs_are_kept_in_a_folder_of_the_user_alone_up_to_a_size(before_jax):
@@ -50,7 +63,7 @@ def test_a_folder_that_others_can_write_is_not_used(before_jax):
 
 def test_a_place_that_cannot_be_written_keeps_nothing(before_jax, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv(startup.CACHE, str(tmp_path / "file"))
     startup.keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
@@ -90,7 +103,7 @@ cli.run(main)
 
 
 def test_a_second_command_compiles_nothing_and_says_nothing_of_it(tmp_path):
-    env = environment() | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = environment() | {startup.CACHE: str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     del env["JAX_COMPILATION_CACHE_DIR"]
 
     def hits(**more):

@@ -48,6 +48,9 @@ def test_bad_files_are_one_sentence(pairs, tmp_path):
     (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"a\tb\n")[:-5])
     with pytest.raises(UserError, match=r"cut.tsv.gz is damaged"):
         open_source(f"text:{tmp_path / 'cut.tsv.gz'}", "all")
+    (tmp_path / "bomb.tsv.gz").write_bytes(gzip.compress(bytes(100 << 20)))
+    with pytest.raises(UserError, match=r"bomb.tsv.gz unpacks to more than [\d,]+ bytes"):
+        open_source(f"text:{tmp_path / 'bomb.tsv.gz'}", "all")
     with pytest.raises(UserError, match=r"no pairs of sentences; expected two files, as train.xx"):
         open_source(f"text:{tmp_path},xx,yy", "train")
 

@@ -40,6 +40,14 @@ def line(text: str, size: int = 12) -> Image.Image:
     return Image.fromarray(_draw(shown, size))
 
 
+def tile(pixels: np.ndarray, side: int) -> Image.Image:
+    """Return an image u8[h, w, c], of c = 1 or 3 channels, whose longer side is ``side`` pixels."""
+    picture = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
+    scale = side / max(picture.size)
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # enlarged, pixels stay visible
+    return picture.resize([max(round(edge * scale), 1) for edge in picture.size], method)
+
+
 def short(text: str, most: int) -> str:
     """Return a text of at most ``most`` characters, its end left out."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -3,10 +3,13 @@
 A leaf of the package, beside `errors`.
 """
 
+import gzip
+import io
 import json
 import os
 import secrets
 import stat
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,6 +59,31 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
         if len(data) > most:
             raise UserError(f"{os.fspath(path)} has more than the {most:,} bytes that are read; look at it.")
         return data
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a gzipped file of so many may unpack to; what unpacks to more is a trap.
+
+    MNIST's images unpack to 5 times their size, text to about as much.
+    """
+    return (64 << 20) + 64 * size
+
+
+def unpacked(path: str | os.PathLike[str], data: bytes) -> bytes:
+    """Return what is gzipped in the bytes of a file.
+
+    Raises:
+        UserError: it is damaged, or unpacks to more than `most_unpacked`.
+    """
+    most = most_unpacked(len(data))
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            found = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{os.fspath(path)} is damaged ({error}); make the .gz file again.") from error
+    if len(found) > most:
+        raise UserError(f"{os.fspath(path)} unpacks to more than {most:,} bytes, which text does not; look at it.")
+    return found
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:

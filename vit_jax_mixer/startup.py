@@ -10,6 +10,7 @@ from glob import glob
 from importlib import metadata
 from pathlib import Path
 
+CACHE = "VIT_JAX_MIXER_CACHE"  # environment variable that names the folder of `cache_folder`
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -61,8 +62,9 @@ def keep_programs() -> None:
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for what can be made anew."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vit_jax_mixer"
+    """Return the user's folder for what can be fetched or made anew: weights, compiled programs, places of records."""
+    whole = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vit_jax_mixer")
+    return Path(whole).expanduser()
 
 
 def _sweep(folder: Path) -> None:

@@ -22,8 +22,7 @@ from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import class_names, folder, hub, registry, shapes, trees
 
 Tree = dict[str, Any]
-CARD = "card.json"  # marks a folder as an export
-_SETS = {1000: "imagenet1k"}  # what so many classes are taken to be
+CARD = hub.CARD  # marks a folder as an export
 _GUESSED = "its 1,000 classes are taken to be ImageNet's, in their order"
 
 
@@ -138,7 +137,7 @@ def _about_file(reference: str, weights: pretrained.Weights, path: Path) -> Imag
             f"{published.source} ({published.url})",
             published.licence,
         )
-    known = class_names.of(_SETS.get(model["num_classes"], ""))
+    known = class_names.of("imagenet1k" if model["num_classes"] == 1000 else "")
     if about := hub.beside(path):
         if (about.side, about.side, 3) != shape or len(about.class_names) not in (0, model["num_classes"]):
             raise UserError(

@@ -95,7 +95,7 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
     for row, (index, pictures) in enumerate(found.items()):
         y = 4 + row * (side + 18)
         for column, pixels in enumerate(pictures):
-            sheet.paste(_tile(pixels, side), (4 + column * (side + 4), y + 14))
+            sheet.paste(drawing.tile(pixels, side), (4 + column * (side + 4), y + 14))
         label, names = source.examples[index].get("label", "none"), dict(enumerate(source.class_names))
         name = names.get(label, f"label {label}")
         title = f"{drawing.short(name, 60)}  -  {drawing.short(Path(source.where(index)).name, 60)}"
@@ -105,13 +105,6 @@ def contact_sheet(source: Source, ops: images.Ops, path: Path, rows: int = 6, vi
         sheet.save(path, "PNG")
     except OSError as error:
         raise UserError(f"cannot write the contact sheet {path} ({error.strerror}); choose another --sheet.") from error
-
-
-def _tile(pixels: np.ndarray, side: int) -> Image.Image:
-    tile = Image.fromarray(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels)
-    scale = side / max(tile.size)
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # enlarged, pixels stay visible
-    return tile.resize([max(round(edge * scale), 1) for edge in tile.size], method)
 
 
 def check(source: Source, threads: int) -> tuple[collections.Counter[int], list[str]]:

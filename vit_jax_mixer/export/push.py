@@ -1,6 +1,5 @@
 """An export on the Hugging Face hub: `python -m vit_jax_mixer.export --push=USER/NAME ...`."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def push(folder: Path, repo: str, *, private: bool) -> list[str]:
         UserError: the hub refuses, or cannot be reached.
     """
     library = hub.library()
-    api = library.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api = library.HfApi(endpoint=hub.endpoint())
     sent = [path for path in sorted(folder.iterdir()) if path.is_file()]
     operations = [library.CommitOperationAdd(path.name, path) for path in sent]
     operations.append(library.CommitOperationAdd("README.md", page(folder).encode()))

@@ -4,13 +4,13 @@
   python -m vit_jax_mixer.pretrained Mixer-B/16:imagenet21k
 
 Fetched files are kept in the folder that the environment variable VIT_JAX_MIXER_CACHE names, or else in
-~/.cache/vit_jax_mixer, and are not fetched again. The path is printed. An address (https://, gs://)
-or a repository on the Hugging Face hub (hf:OWNER/NAME) will do as well as a name.
+~/.cache/vit_jax_mixer (or that of XDG_CACHE_HOME), and are not fetched again. The path is printed. An address
+(https://, gs://) or a repository on the Hugging Face hub (hf:OWNER/NAME) will do as well as a name.
 """
 
 from absl import flags
 
-from vit_jax_mixer import cli
+from vit_jax_mixer import cli, startup
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import download, hub, registry
 
@@ -54,7 +54,7 @@ def table() -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<>>><<<", widths, strict=True))
     lines = [layout.format(*row).rstrip() for row in rows]
-    return [*lines, f"\ncache: {download.cache_folder()} (set {download.CACHE} for another)"]
+    return [*lines, f"\ncache: {startup.cache_folder()} (set {startup.CACHE} for another)"]
 
 
 if __name__ == "__main__":

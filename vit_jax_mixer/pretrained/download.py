@@ -21,13 +21,13 @@ from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.pretrained import connection, transfer
 from vit_jax_mixer.pretrained.progress import megabytes, say
 from vit_jax_mixer.pretrained.transfer import note_of, read_json, write_json
+from vit_jax_mixer.startup import CACHE, cache_folder
 
 try:
     import fcntl
 except ImportError:  # not on every system
     fcntl = None
 
-CACHE = "VIT_JAX_MIXER_CACHE"  # environment variable that names the folder
 _PROGRESS = 1 << 20  # bytes; an attempt that brought that many was no failure
 
 
@@ -95,11 +95,6 @@ def fetch(
             f"cannot read or write {path} ({error.strerror or error}); make room, or set {CACHE} to another folder."
         ) from error
     return path
-
-
-def cache_folder() -> Path:
-    """Return the folder in which fetched files are kept."""
-    return Path(os.environ.get(CACHE) or "~/.cache/vit_jax_mixer").expanduser()
 
 
 def is_address(text: str) -> bool:

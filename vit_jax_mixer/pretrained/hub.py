@@ -81,7 +81,7 @@ def fetch(reference: str) -> Path:
 
 def _snapshot(reference: str, repo: str, revision: str | None, names: list[str]) -> Path:
     hub = library()
-    download = lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=names, endpoint=_endpoint())
+    download = lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=names, endpoint=endpoint())
     return Path(asked(reference, download))
 
 
@@ -100,7 +100,8 @@ def library() -> Any:
     return huggingface_hub
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
+    """Return the hub's address, if it is another than the usual."""
     return os.environ.get("HF_ENDPOINT") or None
 
 

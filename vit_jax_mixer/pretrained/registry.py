@@ -6,7 +6,6 @@ A figure or a hash stands there only if its source was read; what is not known i
 import dataclasses
 import difflib
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -86,11 +85,9 @@ class Published:
         try:
             return download.fetch(self.url, size=self.size, md5=self.md5, sha256=self.sha256, verify=verify)
         except UserError as error:
-            if not (self.copy and importlib.util.find_spec("huggingface_hub")):
-                raise
             try:
                 path = hub.fetch(self.copy)
-            except UserError:
+            except UserError:  # there is no copy, no library, or no network
                 raise error from None
             progress.say(f"{error}\n{self.reference}: its copy {self.copy} is taken")
             return path

@@ -9,10 +9,10 @@ import numpy as np
 
 from vit_jax_mixer import models, specs
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import Dataset
+from vit_jax_mixer.data.pipeline import Dataset, as_it_is
 from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.text import encoded, vocabulary
-from vit_jax_mixer.errors import printable
+from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.models import search
 from vit_jax_mixer.predictors.text import BeamSize, Text, most_tokens
 from vit_jax_mixer.special_tokens import BOS, PAD
@@ -77,17 +77,13 @@ class TextData:
 
         found, sides = encode(opened, train)
         lengths = encoded.lengths_of(sides, shapes)
-        self.train = Dataset(found, _whole, batches=encoded.Pairs(sides, lengths, multiple))
+        self.train = Dataset(found, as_it_is, batches=encoded.Pairs(sides, lengths, multiple))
         self.eval: dict[str, Dataset] = {}
         if eval:
             found, sides = encode(open_source(source, eval), eval)
             longest = max(int(side.counts.max()) for side in sides)
             more = (max_length,) if longest > lengths[-1] else ()
-            self.eval[eval] = Dataset(found, _whole, batches=encoded.Pairs(sides, (*lengths, *more), multiple))
-
-
-def _whole(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    return example
+            self.eval[eval] = Dataset(found, as_it_is, batches=encoded.Pairs(sides, (*lengths, *more), multiple))
 
 
 def _vocabulary_of(source: Source, spec: str, skip_bad: bool) -> vocabulary.Vocabulary:
@@ -95,7 +91,7 @@ def _vocabulary_of(source: Source, spec: str, skip_bad: bool) -> vocabulary.Voca
         for index in vocabulary.evenly(len(source.examples)):
             try:
                 yield from encoded.pair_of(source.examples[index])
-            except ValueError:  # who encodes it tells of it
+            except UserError:  # who encodes it tells of it
                 continue
 
     return vocabulary.create(spec, sentences(), "config.data.vocabulary")

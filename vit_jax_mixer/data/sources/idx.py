@@ -17,13 +17,11 @@ import numpy as np
 
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.errors import UserError
-from vit_jax_mixer.files import open_regular
+from vit_jax_mixer.files import most_unpacked, open_regular
 
 _CHUNK = 1 << 20
 _MAX_RANK = 8
 _MOST = 4 << 30  # bytes of values, which are kept in memory
-# Bytes that a gzipped file may unpack to, whatever it packs them in, and for each of its own; MNIST's needs 5.
-_ROOM, _ROOM_EACH = 64 << 20, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +122,7 @@ def read_idx(path: Path) -> np.ndarray:
             promised = math.prod(shape)
             size = os.fstat(stored.fileno()).st_size
             packed = path.suffix == ".gz"
-            most = min(_MOST, _ROOM + _ROOM_EACH * size) if packed else _MOST
+            most = min(_MOST, most_unpacked(size)) if packed else _MOST
             if min(promised, promised if packed else size) > most:
                 raise UserError(
                     f"{path}, of {size:,} bytes, promises {promised:,} values {shape}; of such a file no more than "

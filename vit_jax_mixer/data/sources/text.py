@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import gzip
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -59,10 +57,7 @@ def read(path: str) -> Lines:
         path = os.path.expanduser(path)
         data = files.read_bytes(path, _MOST)
     if data.startswith(_GZIP):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}); make the .gz file again.") from error
+        data = files.unpacked(path, data)
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
     if data and not data.endswith(b"\n"):
         ends = np.append(ends, len(data))

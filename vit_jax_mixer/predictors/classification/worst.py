@@ -28,10 +28,7 @@ def sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], wrong
     draw = ImageDraw.Draw(picture)
     for i, pixels in enumerate(images):
         x, y = _GAP + i % columns * (_SIDE + 2 + _GAP), _GAP + i // columns * (height + _GAP)
-        tile = Image.fromarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)).copy())
-        scale = _SIDE / max(tile.size)
-        method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # enlarged, pixels stay visible
-        tile = tile.resize([max(round(edge * scale), 1) for edge in tile.size], method)
+        tile = drawing.tile(pixels, _SIDE)
         picture.paste(tile, (x + 1, y + 1))
         draw.rectangle((x, y, x + tile.width + 1, y + tile.height + 1), outline=_WRONG if wrong[i] else "grey")
         for number, caption in enumerate(captions[i]):
