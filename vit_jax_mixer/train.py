@@ -134,6 +134,7 @@ def train_and_evaluate(
                             if scores := evaluate(number, state):
                                 reports.evaluation(number, scores)
                                 reports.pictures(number, evaluate.pictures(number, state))
+                                reports.line(task.remark(scores))
                         except Stopped:
                             stopped = interruption.agreed(number)
                     ends = stopping.reason(reports.evaluations, run.eval_every) if scores else ""

@@ -87,7 +87,11 @@ def get_config() -> Any:
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = _length(500)  # steps in which the rate grows linearly
     config.optim.warmup = "from_zero"  # so that the first update has rate 0; or 'from_one', or 'from_rate(1e-6)'
-    config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0 for no limit
+    config.optim.clip_norm = 1.0  # largest norm of the gradient; 0 for no limit
+    config.optim.clip_norm_of = "all"  # the norm of all parameters together, or of 'each' by itself
+    config.optim.decay = ""  # weight decay that changes, as 'cosine(start=0.04, end=0.4)' with 'adam'; '' for none
+    config.optim.hold = ""  # regular expression: parameters with it in their name stay as they are
+    config.optim.hold_steps = 0  # in so many first updates
     config.optim.noise = ""  # added to the clipped gradient: 'gaussian(eta=0.01, gamma=0.55)'; '' for none
 
     # What the rate of parameters is multiplied with, by regular expressions of their names, the first that is found;

@@ -23,12 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from vit_jax_mixer import specs
 from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
 from vit_jax_mixer.pretrained import folder, names, trees
 
 Tree = dict[str, Any]
@@ -77,8 +80,35 @@ def block_diagonal(old: Size, new: Size) -> Operation:
 
 def interpolate(old: Size, new: Size) -> Operation:
     """Resize what goes in from the new grid to the old one, and what goes out from the old to the new."""
+    return _multiply(_of_grids(old, new))
+
+
+def _of_grids(old: Size, new: Size) -> dict[str, np.ndarray]:
+    """Return what `interpolate` multiplies the axes of tokens with, f64[N of new, N of old] each."""
     matrix = lambda a, b: np.kron(_linear(a[0], b[0]), _linear(a[1], b[1]))  # f64[N of b, N of a]
-    return _multiply({"in": matrix(new, old).T, "out": matrix(old, new)})
+    return {"in": matrix(new, old).T, "out": matrix(old, new)}
+
+
+def in_step(params: Tree, size: Size, new: Size, patch_size: Size) -> Tree:
+    """Return the parameters for images of another size, as `interpolate` does: a linear map, to be differentiated.
+
+    Args:
+        params: of a Mixer, ResMLP or gMLP, as a step has them: blocks may be stacked (`models.stacked`).
+        size: height and width of the images that they are for, in pixels.
+        new: those of the others.
+        patch_size: of both.
+    """
+    old, new = ((h // patch_size[0], w // patch_size[1]) for h, w in (size, new))
+    matrices = {axis: jnp.asarray(matrix, jnp.float32) for axis, matrix in _of_grids(old, new).items()}
+
+    def leaf(path: Any, value: jax.Array) -> jax.Array:
+        axes = _axes(stacked.published_names(path, value.shape)[0])
+        for i, axis in enumerate(axes, start=value.ndim - len(axes)):
+            if axis in matrices:
+                value = jnp.moveaxis(jnp.tensordot(matrices[axis], value, (1, i), precision="highest"), 0, i)
+        return value
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def patch(old: Size, new: Size) -> Operation:

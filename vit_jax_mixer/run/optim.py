@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax_mixer import specs
+from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
-from vit_jax_mixer.run import parameter_rates, schedules
+from vit_jax_mixer.run import parameter_rates, schedules, transforms
 from vit_jax_mixer.run.optimizers import OPTIMIZERS, Elementwise
 from vit_jax_mixer.run.schedules import NotNegative
+from vit_jax_mixer.run.weight_decay import decay_mask
 from vit_jax_mixer.specs import Within
 
 
@@ -23,9 +25,13 @@ def create(
     warmup: str = "from_zero",
     warmup_steps: Annotated[int, Within(0)],
     clip_norm: NotNegative,
+    clip_norm_of: str = "all",
     noise: str = "",
     rates: str = "",
     layer_decay: Annotated[float, Within(0.1, 1)] = 1.0,
+    decay: str = "",
+    hold: str = "",
+    hold_steps: Annotated[int, Within(0)] = 0,
     steps: int,
     seed: int = 0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -37,10 +43,14 @@ def create(
         schedule: what follows the warm-up, a spec of `schedules.SCHEDULES`.
         warmup: how the rate rises, a spec of `schedules.WARMUPS`.
         warmup_steps: steps in which it does.
-        clip_norm: largest global norm of the gradient; 0 for no limit.
+        clip_norm: largest norm of the gradient; 0 for no limit.
+        clip_norm_of: what that is the norm of: 'all' parameters together, or 'each' one's by itself.
         noise: what is added to the clipped gradient, a spec of `NOISES`; '' for nothing.
         rates: what the rate of parameters is multiplied with, by their names: see `parameter_rates.parse`.
         layer_decay: that from block to block, from the last to the first.
+        decay: weight decay by a schedule, a spec of `transforms.DECAYS`; '' for the optimizer's own alone.
+        hold: regular expression; parameters where it is found in the name begin to learn later.
+        hold_steps: updates in which these stay as they are.
         steps: length of the run.
         seed: of the run.
 
@@ -48,12 +58,36 @@ def create(
         UserError: an unknown optimizer, schedule or argument, or a warm-up longer than the run.
     """
     rate = schedules.create(learning_rate, schedule=schedule, warmup=warmup, warmup_steps=warmup_steps, steps=steps)
-    update = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=rate)
-    clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    clips = {"all": clip_by_global_norm, "each": transforms.clip_each}
+    clip = specs.lookup(clips, clip_norm_of, "config.optim.clip_norm_of")(clip_norm) if clip_norm else optax.identity()
+
+    def created(missed: int = 0) -> optax.GradientTransformation:
+        """Return the optimizer with its decay, for parameters that have missed so many updates."""
+        of_step = (lambda count: rate(count + missed)) if missed else rate
+        inner = specs.build(OPTIMIZERS, optimizer, "config.optim.optimizer", learning_rate=of_step)
+        return _decayed_by(inner, optimizer, decay, of_step, missed, steps) if decay else inner
+
+    if bool(hold) != bool(hold_steps):
+        raise UserError(f"config.optim.hold is {hold!r} and hold_steps {hold_steps}; set both, or neither.")
+    update = transforms.hold(created, hold, hold_steps) if hold else created()
     noises = [specs.build(NOISES, noise, "config.optim.noise", seed=seed)] if noise else []
     chain = parameter_rates.by_parameter(optax.chain(clip, *noises, update), rates, layer_decay)
     # Noise is drawn for each array, as it is when nothing is stacked.
     return Elementwise(*chain) if isinstance(update, Elementwise) and not noise else chain, rate
+
+
+def _decayed_by(
+    inner: optax.GradientTransformation, optimizer: str, decay: str, rate: optax.Schedule, missed: int, steps: int
+) -> optax.GradientTransformation:
+    """Return the optimizer with ``config.optim.decay`` after it."""
+    if specs.parse(optimizer, "config.optim.optimizer")[2].get("weight_decay"):
+        raise UserError(
+            f"config.optim.decay is {decay!r}, but {optimizer} decays by itself; name one without, as 'adam'."
+        )
+    share, no_decay = specs.build(transforms.DECAYS, decay, "config.optim.decay", steps=steps)
+    after = transforms.decay_by(rate, lambda count: share(count + missed), decay_mask(no_decay, "config.optim.decay"))
+    both = optax.chain(inner, after)
+    return Elementwise(*both) if isinstance(inner, Elementwise) else both
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:

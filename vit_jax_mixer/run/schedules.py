@@ -145,6 +145,8 @@ WARMUPS: Mapping[str, Callable[..., optax.Schedule]] = {
     # (s + 1) / steps: the last of the warm-up has the highest rate, as in the tabular Mixer's document.
     "from_one": lambda peak, steps: optax.linear_schedule(peak / steps, peak, max(steps - 1, 1)),
     "from_rate": from_rate,
+    # s / (steps - 1): none at the first, the highest at the last of the warm-up and the first after it, as in DINO.
+    "zero_to_one": lambda peak, steps: optax.linear_schedule(0.0, peak, max(steps - 1, 1)),
     # The highest from the first on, which the schedule only waits for: what that document's restarts do.
     "none": lambda peak, steps: optax.constant_schedule(peak),
 }

@@ -28,7 +28,7 @@ def decayed(rate: float, no_decay: str) -> optax.GradientTransformation:
     return optax.masked(add, True)  # its state has the form of `optax.adamw`'s, as checkpoints hold it
 
 
-def decay_mask(no_decay: str) -> Callable[[Any], Any]:
+def decay_mask(no_decay: str, where: str = "config.optim.optimizer") -> Callable[[Any], Any]:
     """Return a function from parameters to a tree of bools: True where decay applies.
 
     Names are the published ones, also of parameters that are stacked (`models.stacked`): where blocks
@@ -37,7 +37,7 @@ def decay_mask(no_decay: str) -> Callable[[Any], Any]:
     try:  # what is wrong with it is said at once
         re.compile(no_decay)
     except re.error as error:
-        raise UserError(f"config.optim.optimizer: no_decay={no_decay!r} is no regular expression ({error}).") from error
+        raise UserError(f"{where}: no_decay={no_decay!r} is no regular expression ({error}).") from error
 
     def mask(params: Any) -> Any:
         def decays(path: Any, leaf: Any) -> Any:

@@ -131,3 +131,7 @@ class Task(abc.ABC):
         ``outputs`` are as in `evaluate`, after which it is called.
         """
         return {}
+
+    def remark(self, scores: Mapping[str, float]) -> str:
+        """Return a sentence on what an evaluation found, for the console; '' for none."""
+        return ""

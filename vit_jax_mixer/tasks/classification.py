@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax_mixer import models, plugins, pretrained, probes, specs
+from vit_jax_mixer import models, plugins, probes, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError, suggest
@@ -19,7 +19,7 @@ from vit_jax_mixer.predictors.classification.scores import LOSSES, means, of_bat
 from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
-from vit_jax_mixer.tasks.images import ImageData, describe, image_data
+from vit_jax_mixer.tasks.images import ImageData, begin_with, describe, image_data
 
 PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
@@ -149,18 +149,7 @@ class Classification(Task):
     def load(self, params: Tree, extra: Tree) -> tuple[Tree, Tree]:
         """Read ``init_from``, if set, and bring it to this model's size; the head stays new."""
         if self.init_from:
-            height, width, _ = self.data.shape
-            fresh = stacked.unstack(params)
-            loaded = resize.resize(
-                pretrained.load(self.init_from),
-                fresh,
-                self.init_resize,
-                size=(height, width),
-                source_size=resize.known_size(self.init_from),
-                where=self.init_from,
-            )
-            filled = pretrained.fill(fresh, loaded, new=("head",), where=self.init_from)
-            params = stacked.stack(filled, params)
+            params = begin_with(self.init_from, params, self.init_resize, self.data.shape)
         return params, extra
 
     def loss(

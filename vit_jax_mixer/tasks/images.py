@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax_mixer import classes, specs
+from vit_jax_mixer import classes, pretrained, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.kept import Kept
 from vit_jax_mixer.data.pipeline import Batch, Dataset, as_it_is, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
 from vit_jax_mixer.predictors.image_operations import of_any_image
 from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.specs import Within
 
 
@@ -91,6 +93,27 @@ def describe(run: Config, data: "ImageData", *, num_classes: int, probabilities:
     )
 
 
+def begin_with(reference: str, params: Any, how: str, shape: tuple[int, ...]) -> Any:
+    """Return a model's parameters, its head apart, as ``config.init_from`` has them.
+
+    Args:
+        reference: ``config.init_from``.
+        params: fresh ones, whose head stays as it is.
+        how: ``config.init_resize``.
+        shape: (h, w, c) of the model's images.
+    """
+    fresh = stacked.unstack(params)
+    loaded = resize.resize(
+        pretrained.load(reference),
+        fresh,
+        how,
+        size=(shape[0], shape[1]),
+        source_size=resize.known_size(reference),
+        where=reference,
+    )
+    return stacked.stack(pretrained.fill(fresh, loaded, new=("head",), where=reference), params)
+
+
 class ImageData:
     """Images for training and evaluation.
 
@@ -105,6 +128,7 @@ class ImageData:
         train_ops: what is done to a training image on the host and on the device.
         eval_ops: the same for evaluation.
         shape: (h, w, c) of an image.
+        crop_shapes: the same of each field of crops.
     """
 
     def __init__(
@@ -153,8 +177,10 @@ class ImageData:
             self.eval = Dataset(eval_source, Pictures({"image": self.eval_ops}, matched), skip_bad=skip_bad)
         self.eval_split = eval
         targets = self.num_classes if labels else None
-        for name, crop in (crops or {}).items():
-            _shape(f"the crops {name!r}", self.train, name, crop.ops, training=True, targets=targets)
+        self.crop_shapes = {
+            name: _shape(f"the crops {name!r}", self.train, name, crop.ops, training=True, targets=targets)
+            for name, crop in (crops or {}).items()
+        }
         whole = None if crops else _shape("train", self.train, "image", self.train_ops, training=True, targets=targets)
         self.shape = _shape("eval", self.plain if self.eval is None else self.eval, "image", self.eval_ops)
         if whole and whole != self.shape:

@@ -23,6 +23,7 @@ def color_jitter(
     contrast: _Amount = 0.4,
     saturation: _Amount = 0.4,
     hue: Annotated[float, Within(0, 0.5)] = 0.0,
+    probability: Rate = 1.0,
 ) -> HostOp:
     """Change brightness, contrast, saturation and hue, in a random order, as torchvision's ColorJitter does.
 
@@ -31,6 +32,7 @@ def color_jitter(
         contrast: likewise.
         saturation: likewise; without effect on grey images, as is hue.
         hue: the hue turns by a part of the circle that is uniform in [-hue, hue]; at most 0.5.
+        probability: of any change.
     """
     changes: list[tuple[Callable[[np.ndarray, float], np.ndarray], float, float]] = [
         (change, max(0.0, 1 - amount), 1 + amount)
@@ -50,7 +52,7 @@ def color_jitter(
             image = change(image, rng.uniform(low, high))
         return image
 
-    return _sometimes(1.0, transform)
+    return _sometimes(probability, transform)
 
 
 def grayscale(probability: Rate = 0.2) -> HostOp:
