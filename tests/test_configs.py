@@ -66,6 +66,15 @@ OVERRIDES = {
     ],
     "gmlp_imagenet.py:Ti16": [*PHOTOS, *PLAIN, "--config.model.patch_size=56"],
     "mixer_nano.py": PHOTOS,
+    "dino.py": ["--config.optim.hold_steps=1", "--config.data.train=train[:80]", "--config.model.num_blocks=1"],
+    "dino_imagenet.py": [
+        *PHOTOS,
+        "--config.eval_every=2",
+        "--config.task.local_crops=1",
+        "--config.task.head.prototypes=16",
+        "--config.task.head.hidden_dim=16",
+        "--config.task.probe_examples=8",
+    ],
     "tabular.py": [],
     "tabular.py:original": [
         *ROWS,
@@ -119,8 +128,10 @@ def parsed(name, *flags):
 def check_run(workdir, told):
     *_, evaluation = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
-    assert re.search(r"done: step 2 is the best, .*(accuracy|loss) [\d.]+; use the model: python -m .*predict", told)
-    assert any(metric.endswith(("/accuracy", "/loss")) for metric in evaluation)
+    assert re.search(
+        r"done: step 2 is the best, .*(accuracy|loss|knn_20) [\d.]+; use the model: python -m .*predict", told
+    )
+    assert any(metric.endswith(("/accuracy", "/loss", "/knn_20")) for metric in evaluation)
     assert (workdir / "checkpoints/2").is_dir()
 
 

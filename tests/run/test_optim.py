@@ -9,6 +9,7 @@ import pytest
 from tests.helpers import DATA, assert_close, assert_same
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.models import stacked
 from vit_jax_mixer.run import optim, optimizers, weight_decay
 
 FIELDS: dict[str, Any] = dict(
@@ -218,3 +219,62 @@ def test_the_state_of_adamw_has_the_form_of_optaxs_which_checkpoints_hold():
     grads = jax.tree.map(lambda x: 3 * x, PARAMS)
     updates = [one.update(grads, one.init(PARAMS), PARAMS)[0] for one in (ours, theirs)]
     assert_same(*updates)
+
+
+def test_the_norm_of_each_parameter_is_clipped_also_of_blocks_that_are_stacked():
+    of_blocks = jnp.stack([3 * jnp.ones((2, 2)), jnp.full((2, 2), 0.1)])
+    grads = {"Block": {stacked.MARK: {"kernel": of_blocks}}, "bias": jnp.full(4, 5.0)}
+    optimizer, _ = optim.create(**{**FIELDS, "clip_norm": 1.0, "clip_norm_of": "each"})
+    found, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(found["bias"], -0.25, rtol=1e-5)
+    expected = np.stack([np.full((2, 2), -0.25), np.full((2, 2), -0.05)])
+    np.testing.assert_allclose(found["Block"][stacked.MARK]["kernel"], expected, rtol=1e-5)
+
+
+def test_a_decay_by_a_schedule_is_adamws_at_each_step():
+    optimizer, _ = optim.create(**{**FIELDS, "optimizer": "adam", "decay": "cosine(start=0.1, end=0.3)"})
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for step in range(3):
+        share = 0.2 - 0.1 * np.cos(np.pi * step / 10)
+        found, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        np.testing.assert_allclose(found["Dense_0"]["kernel"], -0.5 * share, rtol=1e-5)
+        assert not found["LayerNorm_0"]["scale"].any()
+
+
+def test_what_is_held_begins_later_as_if_it_were_trained_alone():
+    fields = {**FIELDS, "optimizer": "adam", "decay": "cosine(start=0.1, end=0.3)", "schedule": "linear"}
+    held, _ = optim.create(**fields, hold="Dense_0/kernel", hold_steps=3)
+    free, rate = optim.create(**fields)
+    grads = jax.tree.map(lambda x: 2 * x, PARAMS)
+    state, of_free = held.init(PARAMS), free.init(PARAMS)
+    for step in range(5):
+        found, state = held.update(grads, state, PARAMS)
+        expected, of_free = free.update(grads, of_free, PARAMS)
+        np.testing.assert_array_equal(found["LayerNorm_0"]["scale"], expected["LayerNorm_0"]["scale"])
+        if step < 3:
+            assert not found["Dense_0"]["kernel"].any()
+        else:  # Adam's first steps, at the rate and decay of now
+            share = 0.2 - 0.1 * np.cos(np.pi * step / 10)
+            np.testing.assert_allclose(found["Dense_0"]["kernel"], -rate(step) * (1 + share), rtol=1e-5)
+    with pytest.raises(UserError, match=r"config.optim.hold: 'headd' is in the name of no parameter"):
+        optim.create(**fields, hold="headd", hold_steps=3)[0].init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hold": "head"}, "config.optim.hold is 'head' and hold_steps 0; set both, or neither"),
+        ({"hold": "(", "hold_steps": 1}, r"config.optim.hold: '\(' is no regular expression"),
+        (
+            {"clip_norm": 1.0, "clip_norm_of": "eech"},
+            "config.optim.clip_norm_of: 'eech' is not known; did you mean 'each'",
+        ),
+        (
+            {"optimizer": "adamw(weight_decay=0.1)", "decay": "cosine(start=0.1, end=0.3)"},
+            "decays by itself; name one without, as 'adam'",
+        ),
+    ],
+)
+def test_wrong_holds_clips_and_decays_are_one_sentence(fields, message):
+    with pytest.raises(UserError, match=message):
+        optim.create(**{**FIELDS, **fields})

@@ -34,15 +34,10 @@ def figures(features: np.ndarray, entropies: np.ndarray, outputs: np.ndarray, pr
 
 def sentence(found: Mapping[str, float]) -> str:
     """Return what to say of these figures, and what helps; '' where nothing is wrong."""
+    told = ", ".join(f"{name} {found[name]:.5g}" for name in ("teacher_entropy", "output_entropy", "feature_deviation"))
+    how = f"({told}): it has collapsed, or not begun to learn; if this stays, lower"
     if found["output_entropy"] < SAME or found["feature_deviation"] < SAME:
-        return (
-            f"the teacher has collapsed: it gives all images one answer (output_entropy {found['output_entropy']:.2g}, "
-            f"feature_deviation {found['feature_deviation']:.2g}); lower config.task.centre_momentum, or the rate."
-        )
+        return f"the teacher gives all images one answer {how} config.task.centre_momentum or the learning rate."
     if found["teacher_entropy"] > FLAT:
-        return (
-            "the teacher is undecided about every image (teacher_entropy "
-            f"{found['teacher_entropy']:.5f} of 1): it has collapsed, or not begun to learn; if this stays, lower "
-            "config.task.teacher_temperature."
-        )
+        return f"the teacher is undecided about every image {how} config.task.teacher_temperature."
     return ""
