@@ -66,7 +66,7 @@ OVERRIDES = {
     ],
     "gmlp_imagenet.py:Ti16": [*PHOTOS, *PLAIN, "--config.model.patch_size=56"],
     "mixer_nano.py": PHOTOS,
-    "dino.py": ["--config.optim.hold_steps=1", "--config.data.train=train[:80]", "--config.model.num_blocks=1"],
+    "dino.py": ["--config.data.source=idx:{idx}", "--config.model.num_blocks=1"],
     "dino_imagenet.py": [
         *PHOTOS,
         "--config.eval_every=2",

@@ -141,9 +141,11 @@ def config(**changes):
         made.checkpoint.update(every=2, best="")
         made.task.update(local_ops=CROPS.format(4), local_crops=2, probe_examples=60)
         made.task.head.update(prototypes=12, hidden_dim=8, bottleneck_dim=4)
-        made.model.update(num_blocks=2, hidden_dim=8)
+        made.model.update(num_blocks=2, hidden_dim=8, patch_size=2)
+        made.data.update(source="tfds:sklearn_digits", eval_ops="decode(1)|value_range(-1, 1)")
         made.data.update(train="train[:100]", eval="test[:60]", train_ops=CROPS.format(8))
-        made.optim.update(warmup_steps=1, hold_steps=2)
+        made.optim.update(optimizer="adam", decay="cosine(start=0.04, end=0.4)", warmup_steps=1)
+        made.optim.update(hold="head/last_layer", hold_steps=2)
         made.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return made
 
@@ -162,6 +164,7 @@ def loss_of(task, params):
     return found, stacked.unstack(grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", ["resize", "interpolate"])
 def test_small_crops_teach_the_model_also_where_blocks_are_stacked(local):
     plain, scanned = created(task__local=local), created(task__local=local, model__scan=True)
@@ -172,6 +175,7 @@ def test_small_crops_teach_the_model_also_where_blocks_are_stacked(local):
     assert not np.isclose(without[0], found[0][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_token_mixing_is_interpolated_in_a_step_as_it_is_for_other_images():
     model = models.create("ResMlp", 0, num_blocks=2, patch_size=2, hidden_dim=4, layerscale_init=0.1)
     params, like = (model.init(jax.random.key(0), np.zeros((1, n, n, 1)))["params"] for n in (8, 4))
@@ -205,6 +209,7 @@ def test_what_does_not_work_is_one_sentence(changes, message):
         created(**changes)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits_and_publishes_its_teacher(tmp_path):
     whole = train_and_evaluate(config(), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")  # as if killed after the checkpoint of step 2
@@ -229,6 +234,7 @@ def test_a_run_resumes_to_the_same_bits_and_publishes_its_teacher(tmp_path):
     "changes",
     [
         dict(parallel="pmap"),
+        dict(parallel="jit(fsdp=2)"),
         dict(accum_steps=2),
         dict(model__scan=True),
         dict(task__local="interpolate", model__scan=True, model__remat=True),

@@ -83,7 +83,7 @@ def decay_by(
 class HeldState(NamedTuple):
     """State of `hold`: i32[] updates so far, and the states for those that do not wait and those that do."""
 
-    count: jax.Array
+    done: jax.Array
     others: Any
     held: Any
 
@@ -119,12 +119,12 @@ def hold(create: Callable[[int], optax.GradientTransformation], names: str, step
             raise UserError(f"config.optim.hold: {names!r} is in the name of no parameter; name one of the model's.")
         return HeldState(jnp.zeros((), jnp.int32), others.init(params), held.init(params))
 
-    def update(updates: Any, state: HeldState, params: Any = None) -> tuple[Any, HeldState]:
-        due = state.count >= steps
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, HeldState]:
+        due = state.done >= steps
         updates, of_others = others.update(updates, state.others, params)
         updates, of_held = held.update(updates, state.held, params)
         updates = jax.tree.map(lambda wait, new: jnp.where(due, new, 0) if wait else new, waits(updates), updates)
         of_held = jax.tree.map(lambda new, old: jnp.where(due, new, old), of_held, state.held)
-        return updates, HeldState(optax.safe_increment(state.count), of_others, of_held)
+        return updates, HeldState(jnp.asarray(optax.safe_increment(state.done)), of_others, of_held)
 
     return optax.GradientTransformation(init, update)

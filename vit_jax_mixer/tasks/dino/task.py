@@ -118,13 +118,13 @@ class Dino(Task):
 
     def outputs(self, params: Tree, features: jax.Array) -> jax.Array:
         """Map f32[B, V, C] to f32[B, V, K]."""
-        logits = self.head.apply({"params": params["head"]}, features.reshape(-1, features.shape[-1]))
+        logits: Any = self.head.apply({"params": params["head"]}, features.reshape(-1, features.shape[-1]))
         return logits.reshape(*features.shape[:2], -1)
 
     def features(self, params: Tree, crops: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Map f32[B, n, h, w, c] to f32[B, n, C]; with a key as in training."""
         how: dict[str, Any] = {} if key is None else dict(train=True, rngs={"dropout": key})
-        found = self.backbone.apply({"params": params}, crops.reshape(-1, *crops.shape[2:]), **how)
+        found: Any = self.backbone.apply({"params": params}, crops.reshape(-1, *crops.shape[2:]), **how)
         return found.reshape(*crops.shape[:2], -1)
 
     def augmented(self, name: str, crops: jax.Array, key: jax.Array) -> jax.Array:
@@ -191,8 +191,8 @@ class Dino(Task):
         found = collapse.figures(test["features"], test["entropy"], test["output"], self.head.prototypes)
         for name, chosen in self._probes.items():
             if bank := rows(name):
-                pairs = [one[key] for one in (bank, test) for key in ("features", "label")]
-                found |= probes.evaluate(chosen, *pairs, self.data.num_classes)
+                of_bank, of_test = ((one["features"], one["label"]) for one in (bank, test))
+                found |= probes.evaluate(chosen, *of_bank, *of_test, self.data.num_classes)
         return {f"{split}/{name}": value for name, value in found.items()}
 
     def remark(self, scores: Mapping[str, float]) -> str:
