@@ -1,10 +1,13 @@
 """The files of a run's metrics, on disks that are full for a while, and after kills and power cuts."""
 
+import csv
 import json
 import os
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -12,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from vit_jax_mixer import plugins
 from vit_jax_mixer.errors import UserError
+from vit_jax_mixer.run.more_writers import BY_NAME
 from vit_jax_mixer.run.reports import Reports
 from vit_jax_mixer.run.writers import Log, _checksum, open_writers
 
@@ -184,7 +188,7 @@ def test_a_writer_of_a_users_own_is_told_all_and_its_failure_keeps_nothing_from_
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("wandb", r"^config.writers: 'wandb' is not known; name one of yours, as my_module:Name\.$"),
+        ("wnb", r"^config.writers: 'wnb' is not known; name one of yours, as my_module:Name\.$"),
         (
             "own_writer:Deaf",
             r"^config.writers: 'own_writer:Deaf' makes no writer; give it the methods write and close\.$",
@@ -198,3 +202,61 @@ def test_what_is_no_writer_is_told(write_modules, tmp_path, name, sentence):
     plugins.allow("own_writer")
     with pytest.raises(UserError, match=sentence):
         open_writers(name, tmp_path, 0)
+
+
+def test_a_table_of_metrics_goes_on_where_the_run_does(tmp_path):
+    def run(start, steps):
+        reports = Reports(tmp_path, start, 9, 1, 8, writers="csv")
+        for step in steps:
+            reports.evaluation(step, {"test/a": step / 10, 'odd,"name': 1.0})
+        reports.close()
+
+    run(0, [1, 2, 3])
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4,test/a,0.")  # as a kill leaves it
+    run(2, [3])
+    run(3, [])
+    rows = list(csv.reader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert rows[0] == ["step", "name", "value"]
+    assert rows[1:] == [
+        row for step in (1, 2, 3) for row in ([f"{step}", "test/a", f"{step / 10}"], [f"{step}", 'odd,"name', "1.0"])
+    ]
+
+
+def test_wandb_that_is_not_installed_or_has_no_project_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[wandb\]'"):
+        open_writers("wandb(project='mixers')", tmp_path, 0, BY_NAME)
+    with pytest.raises(UserError, match=r"config\.writers: wandb .*project"):
+        open_writers("wandb", tmp_path, 0, BY_NAME)
+
+
+@pytest.mark.slow
+def test_wandb_has_one_run_over_a_resume(tmp_path):
+    pytest.importorskip("wandb")
+    program = """
+import sys
+from pathlib import Path
+from vit_jax_mixer.run.more_writers import BY_NAME
+from vit_jax_mixer.run.reports import Reports
+workdir, start, stop = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+reports = Reports(workdir, start, 4, 1, 8, writers="wandb(project='mixers')")
+for step in range(start + 1, stop + 1):
+    reports.evaluation(step, {"test/a": step / 10})
+reports.close()
+"""
+    (tmp_path / "config.json").write_text('{"steps": 4}')
+    for start, stop in ((0, 2), (2, 4)):
+        told = subprocess.run(
+            [sys.executable, "-c", program, tmp_path, f"{start}", f"{stop}"],
+            env=os.environ | {"WANDB_MODE": "offline"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert told.returncode == 0, told.stderr
+    name = (tmp_path / "wandb_run_id").read_text().strip()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert [file.name for file in files] == [f"run-{name}.wandb"] * 2
+    assert b"test/a" in files[0].read_bytes()
+    assert b"0.4" in files[1].read_bytes()

@@ -102,7 +102,8 @@ def get_config() -> Any:
     # --- Logging, evaluation, checkpoints; all three also at the end ---
     config.log_every = _length(50)  # steps
     config.log_gradient_norms = False  # those of each block too, and a word if they vanish
-    config.writers = ""  # your own of metrics, beside metrics.jsonl and TensorBoard's: 'my_module:Writer', joined by |
+    # More writers of metrics, beside metrics.jsonl and TensorBoard's: csv, wandb(project="mine"), your own, joined by |
+    config.writers = ""
     config.eval_every = _length(1_000)  # steps
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()

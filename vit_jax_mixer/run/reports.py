@@ -15,6 +15,7 @@ import tqdm
 
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.run import gradient_norms
+from vit_jax_mixer.run.more_writers import BY_NAME
 from vit_jax_mixer.run.step import MUST_BE_FINITE
 from vit_jax_mixer.run.writers import Log, Scalars, open_writers
 
@@ -55,7 +56,7 @@ class Reports:
         self._remark = remark
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
-        self._opened = (self._log, *open_writers(writers, workdir, start))
+        self._opened = (self._log, *open_writers(writers, workdir, start, BY_NAME))
         self._writers = list(self._opened)
         self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ _summaries: Any = summary_pb2
 
 
 class Writer(Protocol):
-    """Where metrics go: of a user's own by ``config.writers``, in process 0 alone.
+    """Where metrics go: one that ``config.writers`` names, in process 0 alone.
 
     It is made by a call with ``workdir``, a `Path`, and ``start``, the updates made before: what it was told of later
     steps belongs to a run that was killed, and comes again.
@@ -42,15 +43,22 @@ class Writer(Protocol):
         """Write what is still to be written; the run has ended, or stops."""
 
 
-def open_writers(specs_of_all: str, workdir: Path, start: int) -> list[Writer]:
-    """Return the writers of specs joined by ``|``, as ``my_module:Wandb(project='x')``; none but in process 0.
+def open_writers(
+    specs_of_all: str,
+    workdir: Path,
+    start: int,
+    known: Mapping[str, Callable[..., Writer]] = types.MappingProxyType({}),
+) -> list[Writer]:
+    """Return the writers of specs joined by ``|``, as ``csv|my_module:Lines('x')``; none but in process 0.
+
+    Those that are ``known`` need no module before their names.
 
     Raises:
         UserError: there is no such writer, or it does not take its arguments.
     """
     made = []
     for name in specs_of_all.split("|") if specs_of_all and _writes() else ():
-        writer = specs.build({}, name, "config.writers", workdir=workdir, start=start)
+        writer = specs.build(known, name, "config.writers", workdir=workdir, start=start)
         if not all(callable(getattr(writer, method, None)) for method in ("write", "close")):
             raise UserError(f"config.writers: {name!r} makes no writer; give it the methods write and close.")
         made.append(writer)
