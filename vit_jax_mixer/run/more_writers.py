@@ -57,8 +57,8 @@ class WeightsAndBiases:
         how = dict(project=project, entity=entity or None, id=name, resume="allow", name=workdir.name, dir=str(workdir))
         try:
             self._run = wandb.init(**how, config=dict(settings), settings=wandb.Settings(console="off"))
-        except wandb.errors.UsageError as error:  # no key, or a wrong one
-            told = " ".join(f"{error}".split())
+        except wandb.errors.Error as error:  # no key, a wrong one, or no connection
+            told = " ".join(f"{error}".split()).rstrip(".")
             raise UserError(f"config.writers: wandb: {told}; log in, or set WANDB_MODE=offline.") from error
 
     def write(self, step: int, scalars: Scalars) -> None:
