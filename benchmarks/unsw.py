@@ -68,7 +68,9 @@ _MIXER = {
     "optim.learning_rate": 2e-3,
     "ema_decay": 0.99,
 }
-_MLP = _MIXER | {"model": ("column_dim", "numbers", "dropout_rate"), "model.dropout_rate": 0.1}
+_OF_BLOCKS = ("model.num_blocks", "model.hidden_dim", "model.stochastic_depth_rate")
+_MLP = {name: value for name, value in _MIXER.items() if name not in _OF_BLOCKS}
+_MLP |= {"model": ("column_dim", "numbers", "dropout_rate"), "model.dropout_rate": 0.1}
 
 # What each changes in configs/tabular.py; 'epochs' is its length, 'model' the fields that another model keeps of it.
 NETWORKS: dict[str, dict[str, Any]] = {

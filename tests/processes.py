@@ -1,6 +1,7 @@
 """Runs of several real processes over loopback, for tests."""
 
 import contextlib
+import importlib
 import json
 import shutil
 import socket
@@ -11,7 +12,6 @@ import time
 import numpy as np
 import pytest
 
-from configs import digits
 from tests.helpers import ROOT, assert_close, environment
 from vit_jax_mixer.train import train_and_evaluate
 
@@ -33,10 +33,15 @@ FIELDS = {
 }
 
 
-def in_this_process(workdir, **changes):
-    """Train on the two devices here; return what `end_of` does."""
-    config = digits.get_config()
-    config.update_from_flattened_dict({**FIELDS, **changes})
+def _fields(changes):
+    """Return those of the run with changes; one that is None is left out."""
+    return {name: value for name, value in {**FIELDS, **changes}.items() if value is not None}
+
+
+def in_this_process(workdir, name="digits", **changes):
+    """Train one of configs/ on the two devices here; return what `end_of` does."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(_fields(changes))
     train_and_evaluate(config, workdir)
     return end_of(workdir)
 
@@ -84,13 +89,13 @@ def slurm(count):
     return [{**shared, "SLURM_PROCID": str(p), "SLURM_LOCALID": str(p)} for p in range(count)]
 
 
-def start(workdirs, variables, devices=1, **changes):
-    """Start one process for each set of variables."""
+def start(workdirs, variables, devices=1, name="digits", **changes):
+    """Start one process for each set of variables, of one of configs/."""
     # What LLVM would make faster takes longer to compile than to run.
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     env = {**environment(), "XLA_FLAGS": xla}
-    flags = [f"--config.{name}={value}" for name, value in {**FIELDS, **changes}.items()]
-    command = [sys.executable, "-m", "vit_jax_mixer.main", "--config=configs/digits.py", *flags]
+    flags = [f"--config.{field}={value}" for field, value in _fields(changes).items()]
+    command = [sys.executable, "-m", "vit_jax_mixer.main", f"--config=configs/{name}.py", *flags]
     return [
         subprocess.Popen(
             [*command, f"--workdir={workdir}", "--change_config"],

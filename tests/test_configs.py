@@ -82,6 +82,7 @@ OVERRIDES = {
         "--config.data.drop=",
         "--config.batch_size=4",
         "--config.model.num_blocks=1",
+        "--config.task.beside=",
     ],
     "translate.py": TEXT,
     "translate_wmt.py:en-de": [
@@ -91,7 +92,7 @@ OVERRIDES = {
         "--config.model.hidden_dim=32",
         "--config.batch_size=256",
     ],
-    "tabular.py:rows.csv": [*ROWS, "--config.data.source=sklearn:iris"],
+    "tabular.py:rows.csv": [*ROWS, "--config.data.source=sklearn:iris", "--config.task.beside="],
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import distil
+from configs import distil, mae, tabular
 from tests.helpers import DATA, assert_close, assert_same
 from tests.test_train import logged
 from vit_jax_mixer import pretrained, tasks, teacher
@@ -356,3 +356,17 @@ def test_what_is_no_model_of_images_with_classes_is_refused(tmp_path):
         create("x", task__kind="hart")
     with pytest.raises(UserError, match=r"cannot read .*/gone|gone"):
         create(tmp_path / "gone")
+
+
+def test_a_run_of_another_task_teaches_nothing(tmp_path):
+    rows, masked = tmp_path / "rows", tmp_path / "masked"
+    short = {"steps": 1, "eval_every": 1, "checkpoint.every": 1, "optim.warmup_steps": 0}
+    for config, workdir in ((tabular.get_config(), rows), (mae.get_config(), masked)):
+        config.update_from_flattened_dict(short)
+        train_and_evaluate(config, workdir)
+    with pytest.raises(
+        UserError, match=r"^config.task.teacher: .*rows is a model of rows, not of images; name one that"
+    ):
+        create(rows)
+    with pytest.raises(UserError, match=r"^config.task.teacher: .*masked has no head.*; name a model that classifies"):
+        create(masked)

@@ -34,6 +34,17 @@ RUNS = {
     "running mean, accumulation": (["--config.ema_decay=0.99", "--config.accum_steps=2"], 0.25),
     "two data workers": (["--config.loader.workers=2"], 0.2),
 }
+# Of runs that do not classify images: what is killed a few times.
+OTHERS = {
+    "distillation": ["--config=configs/distil.py", "--config.task.teacher={teacher}", "--config.accum_steps=2"],
+    "mae": ["--config=configs/mae.py", "--config.ema_decay=0.99"],
+    "rows": ["--config=configs/tabular.py", "--config.parallel=pmap", "--config.task.beside="],
+    "masked rows": [
+        "--config=configs/tabular.py",
+        "--config.task.name=masked_rows",
+        "--config.checkpoint.best=min loss",
+    ],
+}
 Flat = dict[str, np.ndarray]
 
 
@@ -42,6 +53,20 @@ def command(workdir: Path, overrides: list[str]) -> list[str]:
         *(sys.executable, "-m", "vit_jax_mixer.main", "--config=configs/digits.py", f"--workdir={workdir}"),
         *(f"--config.steps={STEPS}", "--config.checkpoint.every=3", f"--config.eval_every={EVAL_EVERY}"),
         *("--config.log_every=5", "--config.model.dropout_rate=0.1", *overrides),
+    ]
+
+
+def other(name: str, workdir: Path, teacher: Path) -> list[str]:
+    words = [word.format(teacher=teacher) for word in OTHERS[name]]
+    steps = ["--config.steps=60", "--config.optim.warmup_steps=5", "--config.log_every=1", "--config.eval_every=20"]
+    return [
+        sys.executable,
+        "-m",
+        "vit_jax_mixer.main",
+        f"--workdir={workdir}",
+        *words,
+        *steps,
+        "--config.checkpoint.every=3",
     ]
 
 
@@ -161,3 +186,30 @@ def test_kills_at_random_moments(tmp_path, name):
     assert during["saving"]  # of a kill in the midst of one
     counts = " | ".join(str(during[what]) for what in ("saving", "deleting", "evaluating"))
     print(f"\n| {name} | {done} | {counts} | {resumed[0]} to {resumed[-1]} | bitwise equal |")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher")
+    subprocess.run(
+        command(workdir, ["--config.steps=3", "--config.optim.warmup_steps=0"]), check=True, cwd=ROOT, env=environment()
+    )
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_kills_of_other_tasks(tmp_path, name, teacher):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    quiet = dict(cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(other(name, whole, teacher), check=True, **quiet)
+    moments = random.Random(name)
+    for after in (5, 20, 41):
+        process = subprocess.Popen(other(name, killed, teacher), **quiet)
+        assert kill(process, moments.uniform(0, 0.05), logs(killed, after))
+    subprocess.run(other(name, killed, teacher), check=True, **quiet)
+    assert rows(killed) == rows(whole)
+    steps = best.steps(whole / "checkpoints")
+    assert best.steps(killed / "checkpoints") == steps
+    for step in steps:
+        assert_same(*(content(run / f"checkpoints/{step}") for run in (killed, whole)))

@@ -53,6 +53,17 @@ def test_what_two_processes_have_saved_one_goes_on_from(two, alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mae", "distil"])
+def test_two_processes_of_another_task_are_one_run(name, alone, tmp_path):
+    taught = {"task.teacher": str(alone[0]), "model.dropout_rate": None}
+    changes = {"checkpoint.best": "min loss"} | (taught if name == "distil" else {})
+    one = in_this_process(tmp_path / "one", name=name, **changes)
+    results = results_of(start([tmp_path / "two"] * 2, plain(2), name=name, parallel="jit(fsdp=2)", **changes))
+    assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
+    assert_same_run(end_of(tmp_path / "two"), one)
+
+
+@pytest.mark.slow
 def test_two_processes_that_go_on_end_to_the_same_bits(two, tmp_path):
     expected = end_of(two[0])
     found = together(up_to(3, two[0], tmp_path / "again"), plain(2), parallel="jit(fsdp=2)", profile="4:5")
