@@ -24,6 +24,7 @@ def lines(
     *,
     diagonal: bool = False,
     dots: bool = False,
+    fit: bool = False,
     size: tuple[int, int] = (420, 400),
 ) -> Image.Image:
     """Return a chart of lines from 0 to 1 on both axes, or as far as they go.
@@ -35,14 +36,15 @@ def lines(
         series: the lines, at most six.
         diagonal: whether a grey line shows where x is y.
         dots: whether points are marked.
+        fit: whether the axes go from the least to the most also within 0 and 1; then names stand above the lines.
         size: width and height in pixels.
     """
     width, height = size
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    left, top, right, bottom = 56, 44, width - 14, height - 44
-    x_low, x_high = _span([x for _, x, _ in series])
-    y_low, y_high = _span([y for _, _, y in series])
+    left, top, right, bottom = 56, 44 + 14 * (fit and len(series) > 3), width - 14, height - 44
+    x_low, x_high = _span([x for _, x, _ in series], fit)
+    y_low, y_high = _span([y for _, _, y in series], fit)
     place = lambda x, y: (
         left + (x - x_low) / (x_high - x_low) * (right - left),
         bottom - (y - y_low) / (y_high - y_low) * (bottom - top),
@@ -66,9 +68,10 @@ def lines(
             draw.line(points, colour, 2)
         for a, b in points if dots else ():
             draw.ellipse((a - 3, b - 3, a + 3, b + 3), colour)
+        x, y = (left + number % 3 * 118, 32 + number // 3 * 14) if fit else (right - 130, bottom - 16 - 16 * number)
         if name:
-            draw.line((right - 130, bottom - 16 - 16 * number, right - 112, bottom - 16 - 16 * number), colour, 3)
-            _write(picture, drawing.short(name, 20), (right - 108, bottom - 16 - 16 * number), "left", 11)
+            draw.line((x, y, x + 18, y), colour, 3)
+            _write(picture, drawing.short(name, 20 if not fit else 14), (x + 22, y), "left", 11)
     _write(picture, title, (width / 2, 12), "middle", 13)
     _write(picture, x_name, ((left + right) / 2, height - 12), "middle", 11)
     _write(picture, y_name, (8, 32), "left", 11)
@@ -126,13 +129,13 @@ def beside(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def _span(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the ends of an axis: 0 and 1 where all is within them."""
+def _span(values: Sequence[np.ndarray], fit: bool = False) -> tuple[float, float]:
+    """Return the ends of an axis: 0 and 1 where all is within them, unless they are to ``fit``."""
     together = np.concatenate([np.asarray(one, np.float64).ravel() for one in values] or [np.zeros(1)])
     low, high = float(together.min(initial=np.inf)), float(together.max(initial=-np.inf))
-    if low >= 0 and high <= 1:
+    if low >= 0 and high <= 1 and not fit:
         return 0.0, 1.0
-    return (low, high) if low < high else (low - 1, low + 1)
+    return (low, high) if low < high else (low - (abs(low) or 1), low + (abs(low) or 1))
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -177,14 +177,15 @@ def differences(old: Section, new: Section, absent: Mapping[str, Any] = MappingP
 
     ``absent`` has the values of fields, by name, that one of the two may lack.
     """
-    both = {**absent, **_flat(old)}, {**absent, **_flat(new)}
+    both = {**absent, **flat(old)}, {**absent, **flat(new)}
     names = sorted(both[0].keys() | both[1].keys())
     values = ((name, *(repr(fields[name]) if name in fields else "absent" for fields in both)) for name in names)
     return [f"{name} was {was:.200} and is {now:.200}" for name, was, now in values if was != now]
 
 
-def _flat(section: Section, prefix: str = "") -> dict[str, Any]:
+def flat(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Return the fields of all sections by their names, as ``optim.learning_rate``."""
     fields: dict[str, Any] = {}
     for name, value in section.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return fields

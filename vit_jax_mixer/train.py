@@ -1,7 +1,7 @@
 """The train loop: the only one. What differs between ways of learning is a task."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -92,9 +92,11 @@ def train_and_evaluate(
 
         # --- Steps ---
         trace = Trace(run.profile, folder.path, start, run.steps)
-        reports = _reports(run, task, start, folder.path)
+        summary = _summary(run, task, start, folder.path)
+        use = about.command(folder.path) if about else ""
+        reports = _reports(run, task, start, folder.path, summary, {"Go on": command, "Use the model": use})
         with closing(reports), closing(trace), Interruption(start).heeded() as interruption:
-            for line in (checkpoints.set_aside, _summary(run, task, start, folder.path), *_remarks(task), trace.notice):
+            for line in (checkpoints.set_aside, summary, *_remarks(task), trace.notice):
                 reports.line(line)
             skipped = Skipped(folder.path, jax.process_index(), reports.line)
             evaluate = Evaluator(run, task, devices, parts.loader, skipped, interruption.check)
@@ -154,7 +156,7 @@ def train_and_evaluate(
             reports.line(skipped.summary())
             reports.line(ends)
             if ends or done >= run.steps:
-                use = f"use the model: {about.command(folder.path)}" if about else ""
+                use = f"use the model: {use}" if use else ""
                 reports.line(f"done: {'; '.join(filter(None, [checkpoints.conclusion(), use])) or folder.path}")
     return state
 
@@ -183,7 +185,9 @@ def _traceable(parts: Parts) -> Callable[..., Any]:
     return jax.jit(partial(parts.train_step, step.Across()))
 
 
-def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> Reports:
+def _reports(
+    run: config_lib.Config, task: Task, start: int, workdir: Path, about: str, commands: Mapping[str, str]
+) -> Reports:
     """Open the run's metrics; a step that is not finite leaves a file that names its examples."""
 
     def name_examples(number: int) -> str:
@@ -206,7 +210,9 @@ def _reports(run: config_lib.Config, task: Task, start: int, workdir: Path) -> R
         run.log_every,
         run.batch_size,
         writers=run.writers,
-        noun=f"{about.field}s" if (about := task.about()) else "examples",
+        noun=f"{predictor.field}s" if (predictor := task.about()) else "examples",
+        about=about,
+        commands={what: line for what, line in commands.items() if line},
         # The backward pass has twice the work of the forward.
         least_seconds=3 * task.forward_flop() * run.batch_size / peak if peak else 0.0,
         skips=run.skips,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tqdm
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.run import gradient_norms
 from vit_jax_mixer.run.more_writers import BY_NAME
+from vit_jax_mixer.run.page import Page
 from vit_jax_mixer.run.step import MUST_BE_FINITE
 from vit_jax_mixer.run.writers import Log, Scalars, open_writers
 
@@ -33,6 +35,8 @@ class Reports:
         *,
         noun: str = "examples",
         writers: str = "",
+        about: str = "",
+        commands: Mapping[str, str] | None = None,
         least_seconds: float = 0.0,
         skips: int = 0,
         on_not_finite: Callable[[int], str] = lambda step: "",
@@ -48,6 +52,8 @@ class Reports:
             batch_size: examples of an update.
             noun: what they are called.
             writers: as ``config.writers``.
+            about: a sentence on the run, for its page.
+            commands: to go on with the run or use its model, by what they do, for its page.
             least_seconds: that the devices' peak would need for a step of the model; 0 if not known.
             skips: how many steps may be skipped because something in them is not finite.
             on_not_finite: is told the number of such a step, and returns what to say of it.
@@ -56,7 +62,8 @@ class Reports:
         self._remark = remark
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
-        self._opened = (self._log, *open_writers(writers, workdir, start, BY_NAME))
+        page = partial(Page, steps=steps, about=about, commands=commands, say=self._console.line)
+        self._opened = (self._log, *open_writers(writers, workdir, start, {**BY_NAME, "report": page}))
         self._writers = list(self._opened)
         self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)

@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,10 +89,10 @@ class Log:
         self._last: Scalars = {}
         self.evaluations: dict[int, Scalars] = {}  # by step, of those that the file has
         kept = []  # as text, which takes less memory
-        for line in _lines(path):
+        for line in read_lines(path):
             if line["step"] <= start:
                 self._last = line
-                if _is_evaluation(line):
+                if is_evaluation(line):
                     self.evaluations[int(line["step"])] = line
                 kept.append(json.dumps(line) + "\n")
         if _writes():
@@ -143,15 +143,16 @@ class Log:
 
     def has_evaluation(self, step: int) -> bool:
         """Say whether the last line that was found is an evaluation of ``step``."""
-        return self._last.get("step") == step and _is_evaluation(self._last)
+        return self._last.get("step") == step and is_evaluation(self._last)
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
 
-def _is_evaluation(line: Scalars) -> bool:
-    return not any(name.startswith("train/") for name in line)
+def is_evaluation(line: Iterable[str]) -> bool:
+    """Say whether names, as those of a line of the log, are of an evaluation, and not of training."""
+    return not any(name.startswith(("train/", "perf/")) for name in line)
 
 
 def _writes() -> bool:
@@ -193,7 +194,7 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _lines(path: Path) -> Iterator[dict[str, float]]:
+def read_lines(path: Path) -> Iterator[dict[str, float]]:
     """Yield the lines of a file, but for those that a kill has cut, a power cut has emptied or that are none.
 
     Raises:
