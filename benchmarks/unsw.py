@@ -87,6 +87,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mixer_decay": _MIXER | {"optim.optimizer": "adamw(weight_decay=0.5)"},
     "mixer_short": _MIXER | {"epochs": 4},
     "mixer_smooth": _MIXER | {"task.label_smoothing": 0.05},
+    "mixer_lambda": _MIXER | {"model.token_mixer": "lambda_layer"},
+    "mixer_asam": _MIXER | {"sharpness": "sam(rho=0.5, adaptive=True)"},
 }
 SHOWN = ("original", "original_quantile", "mixer", "mlp", "tabm")
 TOGETHER = "mixer_together"  # the mean probability of the Mixer's seeds
