@@ -3,9 +3,10 @@
     python -m benchmarks.translation --pairs=en_es [--out=runs/translation --seeds=0,1 --steps=3000]
 
 --pairs is a folder with train, validation and test, as .tsv or .tsv.gz. Runs that are complete in --out are not made
-again, so that the same command goes on where it was stopped, and with more --steps where it ended. It prints of each run BLEU and chrF of test, by the
-likeliest token and by four beams, and BLEU of validation as it rose; then means and deviations, the time of a training
-step (the two in turn, on the same batches) and of a sentence. --out has them in report.md, with ten translations.
+again: the same command goes on where it was stopped, and with more --steps where it ended. It prints of each run BLEU
+and chrF of test, by the likeliest token and by four beams, and BLEU of validation as it rose; then means and
+deviations, the time of a training step (the two in turn, on the same batches) and of a sentence. --out has them in
+report.md, with ten translations.
 """
 
 import itertools
