@@ -57,7 +57,9 @@ def main(argv: list[str]) -> None:
 
     for seed, kind in itertools.product(map(int, _SEEDS.value), KINDS):
         workdir = f"{_OUT.value}/{kind}_{seed}"
-        train_and_evaluate(config_of(kind, seed), workdir)
+        state = train_and_evaluate(config_of(kind, seed), workdir, change_config=True)  # of --steps
+        if int(state.step) < _STEPS.value:
+            return  # by SIGTERM, as was told
         trained, result = open_model(workdir), {}
         for beams in BEAMS:
             translations, references, rate = translated(trained, test, beams)
