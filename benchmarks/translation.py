@@ -9,6 +9,7 @@ deviations, the time of a training step (the two in turn, on the same batches) a
 report.md, with ten translations.
 """
 
+import dataclasses
 import itertools
 import json
 import time
@@ -26,10 +27,11 @@ from vit_jax_mixer import files
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.text import encoded
-from vit_jax_mixer.predictors.translation.figures import figures, signatures
+from vit_jax_mixer.evaluation import evaluate
+from vit_jax_mixer.predictors.translation.figures import signatures
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.train import train_and_evaluate
-from vit_jax_mixer.trained import Trained, open_model
+from vit_jax_mixer.trained import open_model
 
 _PAIRS = flags.DEFINE_string("pairs", None, "Folder of train, validation and test.", required=True)
 _OUT = flags.DEFINE_string("out", "runs/translation", "Takes the workdirs of the runs and the report.")
@@ -62,10 +64,11 @@ def main(argv: list[str]) -> None:
             return  # by SIGTERM, as was told
         trained, result = open_model(workdir), {}
         for beams in BEAMS:
-            translations, references, rate = translated(trained, test, beams)
-            result[beams] = {**figures(translations, references), "rate": rate}
+            searched = dataclasses.replace(trained, about=trained.about.with_ops(f"beam({beams})"))
+            found_now = evaluate(searched, test, "test", batch_size=_ROWS)
+            result[beams] = {**found_now.figures, "rate": found_now.per_second}
             if seed == int(_SEEDS.value[0]):
-                told[kind] = translations
+                told[kind] = [translation for *_, translation in found_now.rows]
         found[kind].append(result)
         tell(f"{kind}, seed {seed}: {_of(result)}; validation BLEU {_curve(workdir)}; {trained.origin}")
     tell("\n" + "\n".join(table(found)))
@@ -82,30 +85,6 @@ def config_of(kind: str, seed: int) -> Any:
     made.optim.warmup_steps = 400  # whatever --steps is, so that a longer run goes on where a shorter one ended
     made.log_every = made.eval_every = made.checkpoint.every = min(500, _STEPS.value // 4)
     return made
-
-
-def translated(trained: Trained, test: Source, beams: int) -> tuple[list[str], list[str], float]:
-    """Return the translations of all pairs in their order, what is given for them, and sentences a second.
-
-    Sentences are translated with others of about their length, as predict has them; compilation is not counted.
-    """
-    about = trained.about.with_ops(f"beam({beams})")
-    source, sides = encoded.encode(test, "test", about.pieces, about.model["max_length"], skip_bad=False)
-    pairs = encoded.Pairs(sides, encoded.lengths_of(sides, 4), _ROWS)
-    tell = jax.jit(lambda params, inputs: about.outputs(trained.module, params, inputs)["tokens"])
-    batches = [(indices, pairs.gather(indices, length)["inputs"]) for indices, length in pairs.groups.once(_ROWS)]
-    for inputs in {inputs.shape: inputs for _, inputs in batches}.values():
-        jax.block_until_ready(tell(trained.params, inputs))
-    begun = time.perf_counter()
-    rows = [(indices, np.asarray(tell(trained.params, inputs))) for indices, inputs in batches]
-    rate = len(source.examples) / (time.perf_counter() - begun)
-    told = {
-        index: about.pieces.decode(tokens)
-        for indices, found in rows
-        for index, tokens in zip(indices.tolist(), found.tolist(), strict=True)
-    }
-    given = [encoded.pair_of(source.examples[index])[1] for index in range(len(source.examples))]
-    return [told[index] for index in range(len(given))], given, rate
 
 
 def step_times() -> str:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from vit_jax_mixer.data.sources import open_source
+from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.sources.text import in_order, in_words
 from vit_jax_mixer.errors import UserError
 
@@ -165,8 +165,9 @@ def test_predict_answers_each_line_and_evaluate_scores(run, tmp_path, capsys):
     trained, bad = open_model(str(run)), []
     source = trained.about.open([str(tmp_path / "lines.txt")])
     answers = list(predictions.predict(trained, source, top=1, batch_size=4, on_bad=bad.append))
-    assert [answer.name.rpartition(" ")[2] for answer in answers] == ["1", "2", "3"]
-    assert answers[1].text(0) == ""
+    assert [answer.name.rpartition(" ")[2] for answer in answers] == ["1", "2", "3", "4"]
+    assert answers[1].text(0) == answers[3].text(0) == ""  # an answer a line, so that both files stay side by side
+    assert answers[3].record()["score"] is None
     assert "line 4: its source has 41 tokens" in bad[0]
     pairs = trained.about.open_labelled("numbers:300", "test", skip_bad=True)
     found = evaluation.evaluate(trained, pairs, "numbers:300", batch_size=16)
@@ -174,6 +175,51 @@ def test_predict_answers_each_line_and_evaluate_scores(run, tmp_path, capsys):
     assert found.write(tmp_path, trained.about.given()) == ["metrics.json", "translations.tsv"]
     assert json.loads((tmp_path / "metrics.json").read_text())["search"] == "beam(2, length(0.6))"
     assert trained.about.with_ops("beam(1)").beam_size == 1
+
+
+@pytest.mark.slow
+def test_what_a_line_becomes_does_not_depend_on_the_lines_beside_it(run, tmp_path):
+    from vit_jax_mixer import predictions
+    from vit_jax_mixer.trained import open_model
+
+    lines = ["1 " * count for count in (1, 3, 25, 14, 2, 9, 30, 25, 1)]
+    trained = open_model(str(run))
+
+    def answers(lines):
+        (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+        source = trained.about.open([str(tmp_path / "lines.txt")])
+        return list(predictions.predict(trained, source, top=1, batch_size=4, on_bad=pytest.fail))
+
+    together = answers(lines)
+    assert [answer.translation for answer in together] == [answers([line])[0].translation for line in lines]
+    assert together[2].score == together[7].score
+    assert len({answer.translation for answer in together}) > 1
+
+
+def test_lines_come_in_few_lengths_each_once_and_bad_ones_are_told(pieces):
+    from vit_jax_mixer.data.order import IS_EXAMPLE, Share
+    from vit_jax_mixer.predictors.translation import lines
+
+    rng = np.random.default_rng(0)
+    texts = ["" if i % 50 == 7 else "1 " * int(rng.integers(1, 34)) for i in range(2500)]
+    source = Source([{"source": text} for text in texts], (), lambda i: f"line {i}")
+    bad = {}
+    batches = lines.Lines(source, pieces, 32, bad.setdefault)
+    assert bad
+    assert all("more than max_length (32)" in reason for reason in bad.values())
+    assert lines.ladder(32) == (3, 4, 6, 8, 12, 16, 24, 32)
+    found = list(batches.evaluation(64, Share(0, 1)))
+    shapes = {batch["token"].shape for batch in found}
+    assert shapes == {like["token"].shape for like in batches.each_like(64)}
+    assert len(shapes) <= 8
+    seen = np.concatenate([batch["place"][batch[IS_EXAMPLE]] for batch in found])
+    good = [i for i in range(2500) if i not in bad]
+    assert sorted(seen.tolist()) == good
+    assert sorted(seen[:2048].tolist()) == good[:2048]  # so that the first answers come before the last are made
+    assert all((batch["token"] == 3).sum() == 64 for batch in found)  # each ends once, empty ones too
+    halves = zip(*(batches.evaluation(64, Share(i, 2)) for i in range(2)), strict=True)
+    for whole, parts in zip(found, halves, strict=True):
+        np.testing.assert_array_equal(whole["token"], np.concatenate([part["token"] for part in parts]))
 
 
 @pytest.mark.slow

@@ -77,21 +77,26 @@ def main(argv: list[str]) -> None:
         print(printable(line), file=sys.stderr, flush=True)
     done: list[Answer] = []
     names = [source.where(i) for i in range(len(source.examples))]
-    count, all_of_them = 0, len(names)
     width = min(max(columns(printable(name)) for name in names), 60)
     draw = Pictures(pictures, names) if _EXPLAIN.value else None
-    how: dict[str, Any] = dict(top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=_complain, on_picture=draw)
+    bad = 0
+
+    def complain(reason: str) -> None:
+        nonlocal bad
+        bad += 1
+        print(printable(" ".join(reason.splitlines())), file=sys.stderr, flush=True)
+
+    how: dict[str, Any] = dict(top=_TOP.value, batch_size=_BATCH_SIZE.value, on_bad=complain, on_picture=draw)
     show = as_json if _JSON.value else _Table() if _CSV.value else lambda answer: answer.text(width)
     for answer in predict(trained, source, **how):
-        count += 1
         if not lack:
             print(show(answer), flush=True)
         if _FEATURES.value:
             done.append(answer)
     if done:
         save_features(target, done)
-    if count < all_of_them:
-        raise UserError(f"{all_of_them - count} of {all_of_them} files could not be read; they are named above.")
+    if bad:
+        raise UserError(f"{bad} of {len(names)} {trained.about.inputs} could not be read; they are named above.")
 
 
 def as_json(answer: "Answer") -> str:
@@ -137,10 +142,6 @@ def _check_folder(target: Path) -> None:
     there = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"--explain={target} must be a folder that can be written, or a place for one; name another.")
-
-
-def _complain(reason: str) -> None:
-    print(printable(" ".join(reason.splitlines())), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

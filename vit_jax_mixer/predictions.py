@@ -59,22 +59,39 @@ def predict(
             return told
         return {**told, **predictor.explain(trained.module, params, batch[predictor.field])}
 
-    dataset = PassingOver(source, predictor.reader())
     bad: set[int] = set()
 
-    def skip(dataset: Dataset, index: int) -> None:
-        if index not in bad:  # padding repeats the last example
-            bad.add(index)
-            on_bad(dataset.fault(index))
+    def leave_out(place: int, reason: str) -> None:
+        if place not in bad:  # padding repeats the last example
+            bad.add(place)
+            on_bad(reason)
 
+    def answer_of(place: int, row: dict[str, np.ndarray]) -> Any:
+        answer = predictor.answer(source.where(place), row)
+        if on_picture is not None:
+            on_picture(answer, predictor.picture(answer, row))
+        return answer
+
+    dataset = PassingOver(source, predictor.reader(), batches=predictor.batches(source, leave_out))
     inference = Inference(trained, outputs, batch_size, {"place": np.zeros((), np.int32)})
-    for rows in inference.rows(dataset, Loader(-1, -1, 2), skip):
-        for i, place in enumerate(rows["place"]):
-            row = {name: values[i] for name, values in rows.items()}
-            answer = predictor.answer(source.where(int(place)), row)
-            if on_picture is not None:
-                on_picture(answer, predictor.picture(answer, row))
+    found = inference.rows(dataset, Loader(-1, -1, 2), lambda dataset, place: leave_out(place, dataset.fault(place)))
+    waiting: dict[int, Any] = {}  # answers that came before those of earlier examples, as they do by length
+    due = 0
+
+    def next_answer() -> Iterator[Any]:
+        nonlocal due
+        answer = waiting.pop(due) if due in waiting else predictor.of_bad(source.where(due))
+        due += 1
+        if answer is not None:
             yield answer
+
+    for rows in found:
+        for i, place in enumerate(rows["place"].tolist()):
+            waiting[place] = answer_of(place, {name: values[i] for name, values in rows.items()})
+        while due in waiting or due in bad:
+            yield from next_answer()
+    while due in bad:  # the last ones
+        yield from next_answer()
 
 
 def save_features(target: Path, answers: Sequence[Answer]) -> None:

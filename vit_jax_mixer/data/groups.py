@@ -39,6 +39,11 @@ class Batches(abc.ABC):
             mine = indices[share.rows(rows)]
             yield self.gather(mine, length) | {IS_EXAMPLE: mine != EMPTY}
 
+    def each_like(self, rows: int) -> Iterator[Batch]:
+        """Yield a batch of evaluation of each shape that occurs."""
+        for group in np.unique(self.groups.group).tolist():
+            yield self.gather(np.full(rows, EMPTY), self.groups.lengths[group]) | {IS_EXAMPLE: np.zeros(rows, bool)}
+
     def like(self, batch_size: int) -> Batch:
         """Return a batch of training of the longest examples."""
         return self.gather(np.full(min(self.groups.sizes(batch_size)), EMPTY), max(self.groups.lengths))

@@ -47,21 +47,28 @@ def evaluate(
     if lack := predictor.lack():
         raise UserError(f"the model {lack}; evaluate its features, with --probe, or another.")
     labelled = predictor.labelled(source, where, by_number=by_number)
-    dataset = Dataset(source, labelled, skip_bad=skip_bad)
     skipped: dict[int, str] = {}
+
+    def leave_out(index: int, reason: str) -> None:
+        if not skip_bad:
+            raise UserError(reason)
+        skipped[index] = " ".join(reason.splitlines())
+        on_skipped(skipped[index])
+
+    batches = predictor.batches(source, leave_out)
+    dataset = Dataset(source, labelled, skip_bad=skip_bad, batches=batches)
 
     def skip(dataset: Dataset, index: int) -> None:
         if index not in skipped:  # padding repeats the last example
-            skipped[index] = " ".join(dataset.fault(index).splitlines())
-            on_skipped(skipped[index])
+            leave_out(index, dataset.fault(index))
 
     def outputs(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return predictor.scores(trained.outputs(params, batch[predictor.field]), batch["label"])
 
     inference = Inference(trained, outputs, batch_size, {"label": predictor.label()})
-    batches = inference.rows(dataset, Loader(-1, -1, 2), skip)
+    found_rows = inference.rows(dataset, Loader(-1, -1, 2), skip)
     begun = time.perf_counter()
-    rows = _together(batches)
+    rows = _together(found_rows)
     seconds = time.perf_counter() - begun
     found = predictor.evaluated(rows, labelled, len(dataset) / seconds, tuple(skipped.values()))
 

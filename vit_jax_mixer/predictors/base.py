@@ -17,6 +17,7 @@ import numpy as np
 
 from vit_jax_mixer import cli, models, plugins, pretrained, specs
 from vit_jax_mixer.checkpoints import checksums
+from vit_jax_mixer.data.groups import Batches
 from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.sources.base import RandomAccess
@@ -124,6 +125,7 @@ class Predictor(abc.ABC):
     Attributes:
         kind: as ``model.json`` names it: of `predictors.KINDS`, or ``module:Name``.
         field: of an example, as 'image'; with an s it is the name of an exported model's input.
+        inputs: what `open` gives, in a word for people.
         arguments: what `predict` is given, in the command that a training proposes.
         model: the fields of `models.create`.
         source: where the weights come from.
@@ -132,6 +134,7 @@ class Predictor(abc.ABC):
 
     kind: ClassVar[str]
     field: ClassVar[str]
+    inputs: ClassVar[str] = "files"
     arguments: ClassVar[str] = "FILES"
     model: Mapping[str, Any]
     source: str
@@ -238,6 +241,19 @@ outputs = jax.jit(trained.outputs)(trained.params, {self.field}s)"""
     def reader(self) -> Transform:
         """Return what makes {`field`: array} of an example."""
 
+    def batches(self, source: Source, on_bad: Callable[[int, str], None]) -> Batches | None:
+        """Return the examples of `open` or `open_labelled` in batches of about one length, where they have lengths.
+
+        None where each has the shape of `input`, and is read as it is needed. Batches have the arrays of `reader` and
+        of `labelled`, and 'place' i32[B], in the source.
+
+        Args:
+            source: of the examples.
+            on_bad: is told the place of each one that is left out, and what is wrong with it.
+        """
+        del source, on_bad
+        return None
+
     # --- What it answers ---
 
     def told(self, outputs: Mapping[str, jax.Array], most: int) -> Mapping[str, jax.Array]:
@@ -259,6 +275,11 @@ outputs = jax.jit(trained.outputs)(trained.params, {self.field}s)"""
     @abc.abstractmethod
     def answer(self, name: str, row: Rows) -> Answer:
         """Return the answer for an example, of its row of `told`."""
+
+    def of_bad(self, name: str) -> Answer | None:
+        """Return what stands for an example that cannot be read, where answers keep their places; None: nothing."""
+        del name
+        return None
 
     def lack(self) -> str:
         """Return why it gives no answers but features, as 'has no head'; '' if it does."""

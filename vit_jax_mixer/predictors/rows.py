@@ -34,6 +34,7 @@ class Rows(Predictor):
 
     kind = "rows"
     field = "row"
+    inputs = "rows"
     arguments = "ROWS.csv"
     model: Mapping[str, Any]
     encoding: Mapping[str, Any]

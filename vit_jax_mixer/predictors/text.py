@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax_mixer import specs
+from vit_jax_mixer.data.groups import Batches
 from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.sources.text import in_order
 from vit_jax_mixer.data.text import encoded
@@ -18,6 +19,7 @@ from vit_jax_mixer.data.text.vocabulary import Vocabulary
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.models import search
 from vit_jax_mixer.predictors.base import Answer, ForCard, Predictor, Transform, Tree
+from vit_jax_mixer.predictors.translation import lines
 from vit_jax_mixer.special_tokens import EOS, PAD, SPECIAL
 from vit_jax_mixer.specs import Within
 
@@ -39,6 +41,7 @@ class Text(Predictor):
 
     kind = "text"
     field = "token"
+    inputs = "lines"
     arguments = "LINES.txt"
     model: Mapping[str, Any]
     vocabulary: str
@@ -122,10 +125,16 @@ class Text(Predictor):
     def reader(self) -> Transform:
         return Read(self.pieces, self.model["max_length"])
 
+    def batches(self, source: Source, on_bad: Callable[[int, str], None]) -> Batches:
+        return lines.Lines(source, self.pieces, self.model["max_length"], on_bad)
+
     # --- What it answers ---
 
     def answer(self, name: str, row: Mapping[str, np.ndarray]) -> "Translation":
         return Translation(name, self.pieces.decode(row["tokens"].tolist()), float(row["score"]))
+
+    def of_bad(self, name: str) -> "Translation":
+        return Translation(name, "", None)
 
     # --- How good it is ---
 
@@ -142,7 +151,9 @@ class Text(Predictor):
         return jax.ShapeDtypeStruct((), np.int32)
 
     def scores(self, outputs: Mapping[str, jax.Array], labels: jax.Array) -> Mapping[str, jax.Array]:
-        return {"tokens": outputs["tokens"], "index": labels}
+        tokens = outputs["tokens"]  # of all lengths of lines together
+        beyond = self.model["max_length"] - tokens.shape[1]
+        return {"tokens": jnp.pad(tokens, ((0, 0), (0, beyond)), constant_values=PAD), "index": labels}
 
     def evaluated(
         self, rows: Mapping[str, np.ndarray], labelled: Any, per_second: float, skipped: Sequence[str]
@@ -150,8 +161,9 @@ class Text(Predictor):
         from vit_jax_mixer.predictors.translation.figures import figures, signatures
         from vit_jax_mixer.predictors.translation.report import Evaluated
 
-        pairs = [encoded.pair_of(labelled.source.examples[int(index)]) for index in rows["index"]]
-        told = [self.pieces.decode(tokens) for tokens in rows["tokens"].tolist()]
+        order = np.argsort(rows["index"])
+        pairs = [encoded.pair_of(labelled.source.examples[int(index)]) for index in rows["index"][order]]
+        told = [self.pieces.decode(tokens) for tokens in rows["tokens"][order].tolist()]
         found = figures(told, [target for _, target in pairs])
         triples = [(*pair, translation) for pair, translation in zip(pairs, told, strict=True)]
         return Evaluated(found, signatures(), triples, per_second, skipped)
@@ -177,9 +189,7 @@ class Read:
     source: Source | None = None
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        (tokens,) = self.pieces.encode([example["source"]])
-        if tokens and (reason := encoded.fault(self.pieces, {"source": tokens}, self.most)):
-            raise UserError(reason)
+        tokens = lines.read(example["source"], self.pieces, self.most)
         row = np.full(self.most, PAD, np.int32)
         row[: len(tokens) + 1] = [*tokens, EOS]
         return {"token": row, **({"label": np.int32(example["index"])} if "index" in example else {})}
@@ -187,18 +197,18 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class Translation(Answer):
-    """What the model makes of a line."""
+    """What the model makes of a line; nothing, without a score, of one that cannot be read."""
 
     name: str
     translation: str
-    score: float
+    score: float | None
     features = None  # it tells none
 
     def text(self, width: int) -> str:
         return printable(self.translation)
 
     def record(self) -> dict[str, Any]:
-        return {"line": self.name, "translation": self.translation, "score": float(f"{self.score:.7g}")}
+        return {"line": self.name, "translation": self.translation, "score": self.score and float(f"{self.score:.7g}")}
 
     def cells(self) -> dict[str, Any]:
         return self.record()

@@ -32,6 +32,7 @@ class Inference:
         self._devices = parallel.create("jit")
         self._params = self._devices.put_state(trained.params)
         self._batch_size = batch_size
+        self._field = trained.about.field
         self._example = {trained.about.field: trained.about.input(), **beside, IS_EXAMPLE: np.zeros((), np.bool_)}
         self._run = jax.jit(
             self._devices.eval_step(
@@ -55,11 +56,24 @@ class Inference:
         devices = jax.device_count()
         size = even_batches(len(dataset), self._batch_size, devices)
         mine = size // jax.process_count()
-        like = {name: np.zeros((mine, *one.shape), one.dtype) for name, one in self._example.items()}
-        step = self._run.lower(self._params, self._devices.put_batch(like)).compile()
+        steps = {}
+        for like in self._likes(dataset, mine):
+            placed = self._devices.put_batch({name: like[name] for name in self._example})
+            steps[placed[self._field].shape] = self._run.lower(self._params, placed).compile()
+
+        def put(batch: Rows) -> Any:
+            return self._devices.put_batch({name: batch[name] for name in self._example})
+
         batches = loader.eval_batches(dataset, batch_size=size, on_skipped=on_skipped)
-        running = (step(self._params, batch) for batch in ahead(batches, self._devices.put_batch))
+        running = (steps[batch[self._field].shape](self._params, batch) for batch in ahead(batches, put))
         return map(_finite, map(parallel.rows_of, ahead(running, lambda rows: rows)))
+
+    def _likes(self, dataset: Dataset, rows: int) -> Iterator[Rows]:
+        """Yield a batch of each shape."""
+        if dataset.batches is not None:
+            yield from dataset.batches.each_like(rows)
+        else:
+            yield {name: np.zeros((rows, *one.shape), one.dtype) for name, one in self._example.items()}
 
 
 def even_batches(count: int, most: int, devices: int) -> int:
