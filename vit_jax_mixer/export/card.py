@@ -121,7 +121,7 @@ def _text(card: Card, meanings: Mapping[str, str], more: ForCard) -> str:
     name = model.get("name", "A model")  # which a user's own predictor need not name
     table = _table(("Model", _plain(name + (f" ({fields})" if fields else ""))), facts.items())
     sections = [f"# {_plain(name)}", table, _input(card, more.explained), _outputs(card, meanings)]
-    sections += [_run(card, name, more.code) for name in card["formats"]]
+    sections += [_run(card, name, more) for name in card["formats"]]
     sections += ["## Files", _files(card)]
     if card["config"]:
         config = printable(json.dumps(card["config"], indent=2, ensure_ascii=False), keep="\n")
@@ -155,9 +155,10 @@ def _outputs(card: Card, meanings: Mapping[str, str]) -> str:
     return "## Outputs\n\n" + _table(("name", "type", "meaning"), rows)
 
 
-def _run(card: Card, name: str, ours: str) -> str:
+def _run(card: Card, name: str, more: ForCard) -> str:
     """Return the section of a format."""
     title, needs, code = _HOW[name]
+    needs, code = more.alone.get(name, (needs, code))
     inputs = card["input"]["name"]
     done = card["formats"][name]
     sentences = [done["note"]]
@@ -165,7 +166,7 @@ def _run(card: Card, name: str, ours: str) -> str:
         by = f"differs by {done['difference']:.1e} of the largest output" if done["difference"] else "is the same"
         sentences.append(f"Compared with the model itself on random {inputs}, it {by}.")
     sentences.append(needs.format(**card["versions"], inputs=inputs))
-    return f"## {title}\n\n{' '.join(sentences)}\n\n{_code('python', code.format(ours=ours, inputs=inputs))}"
+    return f"## {title}\n\n{' '.join(sentences)}\n\n{_code('python', code.format(ours=more.code, inputs=inputs))}"
 
 
 _HOW = {  # title, what it needs, and code, where FOLDER, the inputs and PATHS are the reader's

@@ -33,22 +33,36 @@ def convert(function: Function, weights: Flat, name: str, example: jax.ShapeDtyp
     Raises:
         UserError: a primitive of the function has no operator here.
     """
-    batch = jax.export.symbolic_shape("b")
-    traced = jax.jit(function).trace(weights, jax.ShapeDtypeStruct((*batch, *example.shape), example.dtype))
-    graph = Graph(name)
-    order = sorted(weights)  # as JAX flattens a dict
-    arguments = [graph.constant(np.asarray(weights[one]), one) for one in order] + [name]
+    (batch,) = jax.export.symbolic_shape("b")
+    like = {name: jax.ShapeDtypeStruct((batch, *example.shape), example.dtype)}
+    return convert_program(lambda weights, inputs: function(weights, inputs[name]), weights, like)
+
+
+def convert_program(
+    function: Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]],
+    weights: Flat,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+) -> onnx.ModelProto:
+    """Return a function of several inputs as a model: as `convert`, with inputs by name and of the shapes ``like``.
+
+    A batch's axis is the symbol b. Weights that the function does not read are left out.
+    """
+    traced = jax.jit(function).trace(weights, dict(like))
+    names = sorted(like)  # as JAX flattens a dict
+    graph = Graph(next(name for name in names if like[name].shape))
+    arguments = [graph.constant(np.asarray(weights[one]), one) for one in sorted(weights)] + names
     found = graph.inline(traced.jaxpr, arguments)
     outputs = []
-    for output, value, like in zip(sorted(traced.out_info), found, traced.jaxpr.out_avals, strict=True):
+    for output, value, shape in zip(sorted(traced.out_info), found, traced.jaxpr.out_avals, strict=True):
         graph.nodes.append(helper.make_node("Identity", [value], [output]))
-        outputs.append(_info(output, like))
+        outputs.append(_info(output, shape))
+    read = {name for node in graph.nodes for name in node.input}
     body = helper.make_graph(
         graph.nodes,
         "vit_jax_mixer",
-        [_info(name, traced.jaxpr.in_avals[-1])],
+        [_info(name, like[name]) for name in names],
         outputs,
-        [numpy_helper.from_array(value, constant) for constant, value in graph.constants.items()],
+        [numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in read],
     )
     opset = [helper.make_opsetid("", OPSET)]
     return helper.make_model(

@@ -215,13 +215,53 @@ def _gather(graph: "Graph", eqn: core.JaxprEqn, x: str, indices: str) -> str:
     return graph.op("Transpose", found, perm=[order[i] for i in range(len(out))])
 
 
+def _size(graph: "Graph", eqn: core.JaxprEqn) -> str:
+    """Write the number of examples as a value."""
+    size = graph.op("Squeeze", graph.sizes((eqn.params["dim"],)), graph.integers([0]))
+    return graph.op("Cast", size, to=onnx_type(aval(eqn.outvars[0]).dtype))
+
+
+def _dynamic_slice(graph: "Graph", eqn: core.JaxprEqn, x: str, *starts: str) -> str:
+    shape, sizes = aval(eqn.invars[0]).shape, eqn.params["slice_sizes"]
+    cut = [i for i, size in enumerate(shape) if sizes[i] != size]
+    if not all(isinstance(shape[i], int) for i in cut):
+        raise UserError("the model takes a part of a batch, which is not written as ONNX here; leave onnx out.")
+    if not cut:
+        return x
+    begins = graph.op("Concat", *(_inside(graph, starts[i], shape[i] - sizes[i]) for i in cut), axis=0)
+    ends = graph.op("Add", begins, graph.integers([sizes[i] for i in cut]))
+    return graph.op("Slice", x, begins, ends, graph.integers(cut))
+
+
+def _dynamic_update_slice(graph: "Graph", eqn: core.JaxprEqn, x: str, new: str, *starts: str) -> str:
+    """Write what sets one place of an axis, as a cache of all positions is filled."""
+    shape, of_new = (aval(atom).shape for atom in eqn.invars[:2])
+    axes = [i for i, size in enumerate(shape) if of_new[i] != size]
+    if not axes:
+        return new
+    if len(axes) > 1 or of_new[axes[0]] != 1 or not isinstance(shape[axes[0]], int):
+        raise UserError("the model sets several places at once, which is not written as ONNX here; leave onnx out.")
+    size, behind = shape[axes[0]], (1,) * (len(shape) - axes[0] - 1)
+    places = graph.constant(np.arange(size, dtype=np.int64).reshape(size, *behind))
+    return graph.op("Where", graph.op("Equal", places, _inside(graph, starts[axes[0]], size - 1)), new, x)
+
+
+def _inside(graph: "Graph", start: str, most: int) -> str:
+    """Return a place i64[1], brought into 0 .. most, as JAX does."""
+    begin = graph.op("Unsqueeze", graph.op("Cast", start, to=onnx_type(np.int64)), graph.integers([0]))
+    return graph.op("Min", graph.op("Max", begin, graph.integers([0])), graph.integers([most]))
+
+
 HANDLERS: Mapping[str, Callable[..., str | list[str]]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "clamp": lambda graph, eqn, least, x, most: graph.op("Min", graph.op("Max", x, least), most),
     "concatenate": lambda graph, eqn, *parts: graph.op("Concat", *parts, axis=eqn.params["dimension"]),
     "conv_general_dilated": _conv,
     "convert_element_type": _convert_element_type,
+    "dim_as_value": _size,
     "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
     "erfc": _erfc,
     "expand_dims": _reshape,
     "expm1": lambda graph, eqn, x: graph.op("Sub", graph.op("Exp", x), graph.constant(_one(eqn))),

@@ -18,12 +18,13 @@ import numpy as np
 HERE = Path(__file__).parent
 
 
-def load(folder: str | Path = HERE) -> Callable[[Any], dict[str, jax.Array]]:
+def load(folder: str | Path = HERE, name: str = "model") -> Callable[[Any], dict[str, jax.Array]]:
     """Return the model in the folder: a function from b examples to arrays of b rows by name.
 
-    It is compiled once for each b. The program takes the weights, f32 by name, as its first argument.
+    It is compiled once for each b. The program takes the weights, f32 by name, as its first argument. A model of
+    several programs, as one that writes text, has each of them by name; it takes a dict where it takes more than one.
     """
-    program = jax.export.deserialize(bytearray((Path(folder) / "model.stablehlo").read_bytes()))
+    program = jax.export.deserialize(bytearray((Path(folder) / f"{name}.stablehlo").read_bytes()))
     with np.load(Path(folder) / "model.npz", allow_pickle=False) as file:
         weights = jax.device_put(dict(file))
     run = jax.jit(program.call)

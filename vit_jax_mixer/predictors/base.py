@@ -101,6 +101,21 @@ class Evaluated(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
+class Program:
+    """A function that an export writes: (parameters, {name: array}) to {name: array}, pure.
+
+    Attributes:
+        run: the function.
+        like: from b, a number or a symbol, to the shapes and types of its inputs for b examples.
+        random: from parameters and a number of examples to inputs on which what is written is compared with ``run``.
+    """
+
+    run: Callable[[Tree, dict[str, jax.Array]], dict[str, jax.Array]]
+    like: Callable[[Any], dict[str, jax.ShapeDtypeStruct]]
+    random: Callable[[Tree, int], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
 class ForCard:
     """What an export's card says of a model of one kind.
 
@@ -110,6 +125,8 @@ class ForCard:
         explained: Markdown that follows the input's type and shape.
         input: more of the input, for programs.
         fields: more of the model, for programs.
+        alone: by format, what it needs and Python that runs it without this package, where that is not one function of
+            an array.
     """
 
     code: str
@@ -117,6 +134,7 @@ class ForCard:
     explained: str = ", for any b."
     input: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    alone: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class Predictor(abc.ABC):
@@ -125,6 +143,7 @@ class Predictor(abc.ABC):
     Attributes:
         kind: as ``model.json`` names it: of `predictors.KINDS`, or ``module:Name``.
         field: of an example, as 'image'; with an s it is the name of an exported model's input.
+        runners: files that are copied beside an export's programs, and run them without this package.
         inputs: what `open` gives, in a word for people.
         arguments: what `predict` is given, in the command that a training proposes.
         model: the fields of `models.create`.
@@ -134,6 +153,7 @@ class Predictor(abc.ABC):
 
     kind: ClassVar[str]
     field: ClassVar[str]
+    runners: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[str] = "files"
     arguments: ClassVar[str] = "FILES"
     model: Mapping[str, Any]
@@ -226,6 +246,17 @@ outputs = jax.jit(trained.outputs)(trained.params, {self.field}s)"""
         if np.issubdtype(like.dtype, np.floating):
             return rng.normal(size=(count, *like.shape)).astype(like.dtype)
         return rng.integers(0, 2, (count, *like.shape), like.dtype)
+
+    def programs(self, module: nn.Module) -> dict[str, Program]:
+        """Return the functions that an export writes, each to files of its name."""
+        name, like = f"{self.field}s", self.input()
+        return {
+            "model": Program(
+                lambda params, inputs: self.outputs(module, params, inputs[name]),
+                lambda b: {name: jax.ShapeDtypeStruct((b, *like.shape), like.dtype)},
+                lambda params, count: {name: self.random_inputs(count)},
+            )
+        }
 
     # --- What it reads ---
 

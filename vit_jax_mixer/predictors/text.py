@@ -18,8 +18,9 @@ from vit_jax_mixer.data.text import encoded
 from vit_jax_mixer.data.text.vocabulary import Vocabulary
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.models import search
-from vit_jax_mixer.predictors.base import Answer, ForCard, Predictor, Transform, Tree
-from vit_jax_mixer.predictors.translation import lines
+from vit_jax_mixer.predictors.base import Answer, ForCard, Predictor, Program, Transform, Tree
+from vit_jax_mixer.predictors.translation import lines, run_translation
+from vit_jax_mixer.predictors.translation.programs import programs
 from vit_jax_mixer.special_tokens import EOS, PAD, SPECIAL
 from vit_jax_mixer.specs import Within
 
@@ -41,6 +42,7 @@ class Text(Predictor):
 
     kind = "text"
     field = "token"
+    runners = (run_translation.__file__,)
     inputs = "lines"
     arguments = "LINES.txt"
     model: Mapping[str, Any]
@@ -106,7 +108,14 @@ class Text(Predictor):
             facts={"Vocabulary": f"{len(self.pieces):,} pieces", "Search": printable(self.given()["search"])},
             explained=", for any b: tokens of SentencePiece, then EOS (3), then padding (0); `model.json` has its "
             "model in base64, as `vocabulary`.",
+            alone={
+                "stablehlo": (_ALONE.format("jax=={jax} flatbuffers", "stablehlo"), _ALONE_CODE),
+                "onnx": (_ALONE.format("onnxruntime", "onnx"), _ALONE_CODE),
+            },
         )
+
+    def programs(self, module: nn.Module) -> dict[str, Program]:
+        return programs(module, self.shapes(module), self.model["max_length"], self.random_inputs)
 
     # --- What it reads ---
 
@@ -221,3 +230,16 @@ from vit_jax_mixer.trained import open_model
 trained = open_model(FOLDER)
 outputs = jax.jit(trained.outputs)(trained.params, tokens)
 print([trained.about.pieces.decode(row) for row in outputs["tokens"].tolist()])"""
+
+_ALONE = (
+    "`encoder.{1}` reads a source, and `step.{1}` is one step of decoding; `run_translation.py` searches with them. It "
+    "needs `pip install sentencepiece {0}`, and nothing else: `python run_translation.py lines.txt`, or"
+)
+_ALONE_CODE = """\
+import sys
+
+sys.path.append(FOLDER)
+from run_translation import load
+
+translate = load(FOLDER)
+print(translate("a line"))"""
