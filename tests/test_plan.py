@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jaxlib
 import pytest
 
-from configs import common, digits, mixer_b16, mnist
+from configs import common, digits, mixer_b16, mnist, translate, translate_wmt
 from tests.helpers import ROOT, command
 from vit_jax_mixer import models, tasks
 from vit_jax_mixer.config import Config
@@ -122,6 +122,29 @@ def test_blank_images_stand_in_for_data_that_are_not_here():
     for bad in ("blank:-1", "blank:10,8x8", "blank:x", "blank:3,0x8x1"):
         with pytest.raises(UserError, match="blank:CLASSES"):
             open_source(bad, "train")
+
+
+def test_blank_sentences_stand_in_for_pairs_that_are_not_here(tmp_path):
+    pytest.importorskip("sentencepiece")
+    run = without_data(Config.of(translate_wmt.get_config()), None, "")
+    assert run.data["source"] == "blank_pairs:32000,256"
+    run = Config.of(translate.get_config())
+    assert without_data(run, None, "") == run  # numbers need no data
+    run = dataclasses.replace(run, data={**run.data, "source": "text:not_here.tsv", "vocabulary": "bpe(500)"})
+    run = without_data(dataclasses.replace(run, batch_size=256), None, "")
+    found = estimate.estimate(run, target("cpu"), utilisation=0.5, search=False)
+    assert found.memory.parameters == 4 * (500 * 64 + parameters_but_the_embedding(run))
+    assert found.cost.flop
+    assert "tokens a second" in report.text(found, run, 0.5)
+    with pytest.raises(UserError, match="blank_pairs:PIECES,LENGTH"):
+        open_source("blank_pairs:8", "train")
+
+
+def parameters_but_the_embedding(run):
+    model = models.create(**run.model, vocab_size=4)
+    tokens = jnp.zeros((1, run.model["max_length"]), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - params["embedding"].size
 
 
 @pytest.mark.parametrize("parallel", ["jit(fsdp=2)", pytest.param("pmap", marks=pytest.mark.slow)])

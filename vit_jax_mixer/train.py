@@ -210,7 +210,7 @@ def _reports(
         run.log_every,
         run.batch_size,
         writers=run.writers,
-        noun=f"{predictor.field}s" if (predictor := task.about()) else "examples",
+        noun=task.noun,
         about=about,
         commands={what: line for what, line in commands.items() if line},
         # The backward pass has twice the work of the forward.

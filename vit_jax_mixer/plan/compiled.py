@@ -96,6 +96,7 @@ class Planned:
         self._parallel, self._step = parts.devices, parts.train_step
         self._state = dataclasses.replace(parts.shapes(), frozen=parts.task.frozen_shapes())
         self._data = parts.task.train_data
+        self.noun = parts.task.noun
 
     def compile(self, batch_size: int) -> Compiled:
         """Compile the step for a batch of that size, which the chips, times ``accum_steps``, must divide evenly."""

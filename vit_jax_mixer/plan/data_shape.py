@@ -1,17 +1,20 @@
 """What the data look like, where the data themselves are not on this machine."""
 
 import dataclasses
+import re
 
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.data.sources.tfds import find_builder
 from vit_jax_mixer.errors import UserError
 
 
 def without_data(run: Config, num_classes: int | None, image_shape: str) -> Config:
-    """Return the run with blank images in the place of its data, if their classes and size are known.
+    """Return the run with blank images or sentences in the place of its data, if what they look like is known.
 
-    TFDS knows those of its datasets before they are downloaded, and IDX files are MNIST's. A run on
-    anything else is returned as it is, so that its data are opened.
+    Sentences are of the model's length, and of a vocabulary of the size that is asked for. TFDS knows classes and sizes
+    of its datasets before they are downloaded, and IDX files are MNIST's. A run on anything else is returned as it is,
+    so that its data are opened.
 
     Args:
         run: with ``config.data.source``.
@@ -21,6 +24,8 @@ def without_data(run: Config, num_classes: int | None, image_shape: str) -> Conf
     Raises:
         UserError: TFDS has no such dataset, or it has no labels.
     """
+    if run.task.get("name") == "translation":
+        return _without_text(run)
     kind, _, place = str(run.data.get("source", "")).partition(":")
     if num_classes is None and kind == "tfds":
         features = find_builder(place).info.features
@@ -40,3 +45,21 @@ def without_data(run: Config, num_classes: int | None, image_shape: str) -> Conf
     return dataclasses.replace(
         run, data={**run.data, "source": source, "train": "train", "eval": run.data["eval"] and "test"}
     )
+
+
+def _without_text(run: Config) -> Config:
+    """Return the run with pairs of the longest sentences, if its own or their vocabulary cannot be read."""
+    spec = str(run.data.get("vocabulary", ""))
+    if re.fullmatch(r"[a-z]+\((size=)?[0-9]+.*\)", spec) and not _are_here(run):
+        size, length = re.findall(r"[0-9]+", spec)[0], run.model.get("max_length")
+        blank = {"source": f"blank_pairs:{size},{length}", "train": "train", "vocabulary": f"word({size})"}
+        return dataclasses.replace(run, data={**run.data, **blank, "eval": ""})
+    return run
+
+
+def _are_here(run: Config) -> bool:
+    try:
+        open_source(str(run.data.get("source", "")), str(run.data.get("train", "")))
+    except UserError:
+        return False
+    return True

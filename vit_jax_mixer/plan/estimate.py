@@ -22,6 +22,7 @@ class Plan:
         capacity: bytes of a chip's memory that a program can use.
         fits: whether the memory's peak is no more than that.
         batch_size: the config's.
+        noun: what it counts.
         memory: bytes of each chip.
         cost: of each chip and step; None, as all that follows from it, where the program does not fit.
         xla: what XLA's own analysis says, which counts a loop's body once.
@@ -38,6 +39,7 @@ class Plan:
     capacity: float
     fits: bool
     batch_size: int
+    noun: str
     memory: Memory
     cost: Cost | None
     xla: Mapping[str, float] | None
@@ -89,6 +91,7 @@ def estimate(
         capacity=capacity,
         fits=first.memory.peak <= capacity,
         batch_size=run.batch_size,
+        noun=planned.noun,
         memory=first.memory,
         cost=first.cost,
         xla=first.xla,

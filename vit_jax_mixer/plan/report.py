@@ -60,7 +60,7 @@ def _lines(plan: Plan, run: Config, utilisation: float) -> Iterator[str]:
         yield from _times(plan.cost, plan.roofline)
         yield from ("", f"{run.steps:,} steps at {utilisation:.0%} of that speed")
         yield _row("a step", plan.bill.step_seconds, "s")
-        yield f"  {'examples a second':<28}{plan.bill.examples_per_second:>10,.0f}"
+        yield f"  {plan.noun + ' a second':<28}{plan.bill.examples_per_second:>10,.0f}"
         yield f"  {'hours':<28}{plan.bill.hours:>10,.2f}"
         yield f"  {'chip-hours':<28}{plan.bill.chip_hours:>10,.1f}"
     if plan.largest_batch is not None:

@@ -81,6 +81,11 @@ class Task(abc.ABC):
         """Return what a user of the trained model must know, for ``model.json``; None where nobody is to use it."""
         return None
 
+    @property
+    def noun(self) -> str:
+        """What ``config.batch_size`` counts, for people, as 'images' or 'tokens'."""
+        return f"{predictor.field}s" if (predictor := self.about()) else "examples"
+
     def forward_flop(self) -> float:
         """Return the FLOP of the model's forward pass of one example; 0 if not known."""
         return 0.0

@@ -30,6 +30,8 @@
 ``sklearn:NAME``                   a table that scikit-learn ships: breast_cancer, diabetes, iris or wine
 ``blank:CLASSES[,HxWxC]``          grey images, as blank:1000 or blank:10,28x28x1: a dataset's shape
                                    without its pictures; 0 for one without labels
+``blank_pairs:PIECES,LENGTH``      sentences of that length, as blank_pairs:32000,256, with the vocabulary
+                                   word(PIECES)
 ``MODULE:NAME[:PLACE]``            a user's own function from PLACE to splits; see docs/extending.md
 =================================  ===============================================================
 
@@ -50,7 +52,7 @@ from collections.abc import Callable, Mapping
 
 from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data.sources.base import RandomAccess, Source, Splits
-from vit_jax_mixer.data.sources.blank import open_blank
+from vit_jax_mixer.data.sources.blank import open_blank, open_blank_pairs
 from vit_jax_mixer.data.sources.folder import open_folder
 from vit_jax_mixer.data.sources.hf import open_hf
 from vit_jax_mixer.data.sources.idx import open_idx, read_idx
@@ -74,6 +76,7 @@ KINDS: Mapping[str, Callable[[str], Splits]] = {
     "text": open_text,
     "numbers": open_numbers,
     "blank": open_blank,
+    "blank_pairs": open_blank_pairs,
 }
 
 

@@ -1,4 +1,4 @@
-"""Blank images of any number, size and classes: for what needs a dataset's shape and not its pictures."""
+"""Blank images and sentences of any size: for what needs a dataset's shape and not its content."""
 
 import dataclasses
 import functools
@@ -57,3 +57,35 @@ def open_blank(place: str) -> Splits:
     lack = "" if classes else f"blank:{place} has none; name a number of classes, as blank:1000."
     source = functools.partial(Source, blanks, names, blanks.where, unlabelled=lack)
     return dict.fromkeys(("train", "validation", "test"), source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlankPairs:
+    """Pairs of sentences of ``length - 1`` words, of a vocabulary of so many pieces, each of which occurs."""
+
+    pieces: int
+    length: int
+
+    def __len__(self) -> int:
+        return max(-(-self.pieces // (self.length - 1)), 64)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        first = range(len(self))[index] * (self.length - 1)
+        words = (np.base_repr((first + i) % self.pieces, 36) for i in range(self.length - 1))
+        return dict.fromkeys(("source", "target"), " ".join(words))
+
+    def where(self, index: int) -> str:
+        """Say where an example comes from."""
+        return f"blank_pairs:{self.pieces},{self.length}, pair {index}"
+
+
+def open_blank_pairs(place: str) -> Splits:
+    """Return the split train of ``PIECES,LENGTH``, as ``32000,256``, whose vocabulary is ``word(PIECES)``."""
+    match = re.fullmatch(r"([0-9]{1,6}),([0-9]{1,5})", place)
+    pieces, length = map(int, match.groups()) if match else (0, 0)
+    if pieces < 8 or length < 2:
+        raise UserError(
+            f"blank_pairs:{place[:40]} is not of the form blank_pairs:PIECES,LENGTH, as blank_pairs:8000,64."
+        )
+    pairs = _BlankPairs(pieces, length)
+    return {"train": functools.partial(Source, pairs, (), pairs.where)}

@@ -16,6 +16,7 @@ from vit_jax_mixer.special_tokens import BOS, EOS, PAD, UNK
 from vit_jax_mixer.specs import Within
 
 _MOST = 64 << 20  # bytes of a model
+_LONGEST = 1 << 20  # bytes of a sentence; SentencePiece's own 4,192 would leave longer ones out in silence
 _SENTENCES = 2_000_000  # that a vocabulary is made of, at most
 _SPECIAL = {"pad": PAD, "unk": UNK, "bos": BOS, "eos": EOS}
 Size = Annotated[int, Within(8, 1 << 18)]
@@ -103,7 +104,7 @@ def create(spec: str, sentences: Iterable[str], where: str) -> Vocabulary:
     return specs.build({name: functools.partial(_made, sentences, where, name) for name in _KINDS}, spec, where)
 
 
-_KINDS = ("unigram", "bpe")
+_KINDS = ("unigram", "bpe", "word")
 
 
 def _made(
@@ -117,6 +118,7 @@ def _made(
             model_type=kind,
             vocab_size=size,
             character_coverage=coverage,
+            max_sentence_length=_LONGEST,
             hard_vocab_limit=False,  # of a small corpus it may be smaller
             num_threads=1,  # sums by several are rounded otherwise
             pad_id=PAD,
