@@ -44,6 +44,15 @@ OTHERS = {
         "--config.task.name=masked_rows",
         "--config.checkpoint.best=min loss",
     ],
+    "dino": [
+        *("--config=configs/dino.py", "--config.data.source=tfds:sklearn_digits", "--config.model.num_blocks=1"),
+        *("--config.batch_size=16", "--config.accum_steps=2", "--config.task.probe_examples=50"),
+    ],
+    "translation": [
+        *("--config=configs/translate.py", "--config.data.source=numbers:300", "--config.data.eval=test"),
+        *("--config.model.dropout_rate=0.1", "--config.model.hidden_dim=16", "--config.model.mlp_dim=16"),
+        *("--config.batch_size=256", "--config.ema_decay=0.99"),
+    ],
 }
 Flat = dict[str, np.ndarray]
 

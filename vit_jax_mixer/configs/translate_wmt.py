@@ -2,7 +2,8 @@
 
     python -m vit_jax_mixer.main --config=configs/translate_wmt.py:en-de --config.data.source=text:DIR,en,de
 
-DIR has train.en, train.de, validation.en and validation.de, gzipped or not. The paper has width 512, hidden 2048, 6 or
+DIR has train.en, train.de, validation.en and validation.de, gzipped or not; tfds:wmt14_translate/de-en,source=en and
+hf:wmt/wmt14:de-en,source=en are the same pairs. The paper has width 512, hidden 2048, 6 or
 12 layers, layer scale 0.2, label smoothing 0.1, dropout 0.15 (en-de) or 0.1 (en-fr), Adagrad with rate 0.2 and 32,000
 steps of linear warm-up, a joint BPE of 32,000 (en-de: of Ott et al. 2018), and beam 4; 26.4 (en-de) and 40.3 (en-fr)
 tokenised BLEU with 6 layers, which sacrebleu's figures are not comparable with. It leaves open, and chosen here are:

@@ -80,7 +80,7 @@ def sample(examples: RandomAccess) -> Iterator[bytes]:
             continue
         for name, value in sorted(example.items()):
             yield name.encode()
-            yield value if isinstance(value, bytes) else np.asarray(value).tobytes()
+            yield value if isinstance(value, bytes) else np.asarray(value).tobytes()  # of a str, its code points
 
 
 def evenly(count: int, most: int) -> range:

@@ -9,7 +9,7 @@ USUAL = {
     "image": ("image", "img", "pixel_values", "images", "picture", "photo", "jpg", "png"),
     "label": ("label", "labels", "fine_label", "class", "target", "category", "y"),
 }  # names that people give them, the likeliest first
-_NAMED = re.compile(r"(?P<place>.*?)(?P<fields>(?:,(?:image|label)=[^,]+)+)", re.DOTALL)
+_NAMED = re.compile(r"(?P<place>.*?)(?P<fields>(?:,(?:image|label|source|target)=[^,]+)+)", re.DOTALL)
 
 
 def split_fields(place: str) -> tuple[str, dict[str, str]]:
@@ -23,7 +23,7 @@ def split_fields(place: str) -> tuple[str, dict[str, str]]:
         return place, {}
     named = [part.split("=", 1) for part in match["fields"][1:].split(",")]
     if len(dict(named)) < len(named):
-        raise UserError(f"{match['fields'][1:]} names a field twice; name one image and one label.")
+        raise UserError(f"{match['fields'][1:]} names a field twice; name each once.")
     return match["place"], dict(named)
 
 

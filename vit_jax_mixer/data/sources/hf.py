@@ -18,12 +18,12 @@ from vit_jax_mixer.classes import few
 from vit_jax_mixer.data.sources import slices
 from vit_jax_mixer.data.sources.base import Source, Splits, sample
 from vit_jax_mixer.data.sources.fields import USUAL, choose, choose_label, lacking, split_fields
+from vit_jax_mixer.data.sources.hf_pairs import TEXT, open_pairs
 from vit_jax_mixer.data.sources.parquet import check_parquet
 from vit_jax_mixer.errors import UserError, suggest
 
 _HUB_NAME = re.compile(r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:]+))?")
 _BINARY = ("binary", "large_binary")
-_TEXT = ("string", "large_string")
 _MAX_CLASSES = 1_000_000  # a larger label is an identifier
 _LARGEST = 1 << 28  # bytes of an image file
 
@@ -200,6 +200,8 @@ def _open(
     left_out: Sequence[str],
 ) -> Source:
     rows = splits[split]
+    if pairs := open_pairs(rows, named, f"{dataset}, split {split}", left_out):
+        return pairs
     image, label, notes, unlabelled = _columns(rows.features, named, f"{dataset}, split {split},")
     numbers, class_names = None, ()
     if label:
@@ -247,7 +249,7 @@ def _is_binary(feature: Any) -> bool:
 
 def _is_label(feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
-    return type(feature).__name__ == "Value" and (kind in _TEXT or re.fullmatch(r"u?int\d+", kind) is not None)
+    return type(feature).__name__ == "Value" and (kind in TEXT or re.fullmatch(r"u?int\d+", kind) is not None)
 
 
 def _labels(splits: Mapping[str, Any], split: str, column: str, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

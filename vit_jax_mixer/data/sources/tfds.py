@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from vit_jax_mixer import files
-from vit_jax_mixer.data.sources import tfds_features
+from vit_jax_mixer.data.sources import sides, tfds_features
 from vit_jax_mixer.data.sources.base import Source, Splits
 from vit_jax_mixer.data.sources.fields import choose, choose_label, lacking, split_fields
 from vit_jax_mixer.data.sources.tfrecord import open_tfrecords
@@ -124,21 +124,15 @@ def _is_path(place: str) -> bool:
 
 def _open(builder: Any, place: str, split: str, named: Mapping[str, str]) -> Source:
     tfds = importlib.import_module("tensorflow_datasets")
+    where = f"tfds:{place}, split {split}"
+    if pair := _sides(tfds.features, builder.info, named, f"tfds:{place}"):
+        *texts, note = pair
+        same = {name: name for name in texts}
+        records = _Examples(_records(builder, place, split), _of(tfds, builder, same), {}, same, where)
+        notes = tuple(filter(None, (note,)))
+        return Source(sides.Sides(records, (texts[0], texts[1]), records.where), (), records.where, notes=notes)
     roles, notes, unlabelled = _roles(tfds.features, builder.info, named, f"tfds:{place}")
-    fields = dict(builder.info.features.items())
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if "array_record" in formats:
-        records = _array_records(builder, split)
-    elif "tfrecord" in formats:
-        info = builder.info.splits[split]
-        shards = [os.fspath(path) for path in info.filepaths]
-        records = open_tfrecords(shards, info.shard_lengths, split)
-    else:
-        raise UserError(
-            f"tfds:{place} in {builder.data_path} is stored as {', '.join(sorted(formats)) or 'nothing known'}, which "
-            f"has no random access; prepare it again with `python -m vit_jax_mixer.data tfds:{place} --build`."
-        )
-    used = {name: fields[name] for name in roles}
+    used = dict(_of(tfds, builder, roles).items())
     decoders = {name: tfds.decode.SkipDecoding() for name, role in roles.items() if role == "image"}
     label: Any = next((used[name] for name, role in roles.items() if role == "label"), None)
     names = label.names if isinstance(label, tfds.features.ClassLabel) else ()
@@ -146,9 +140,38 @@ def _open(builder: Any, place: str, split: str, named: Mapping[str, str]) -> Sou
         unlabelled = (
             f"the labels of tfds:{place} have no names (its field is a {type(label).__name__}); name a ClassLabel."
         )
-    features = tfds.features.FeaturesDict(used)
-    examples = _Examples(records, features, decoders, roles, f"tfds:{place}, split {split}")
+    examples = _Examples(_records(builder, place, split), _of(tfds, builder, roles), decoders, roles, where)
     return Source(examples, tuple(names), examples.where, notes=notes, unlabelled=unlabelled)
+
+
+def _of(tfds: Any, builder: Any, roles: Mapping[str, str]) -> Any:
+    """Return the features that are used."""
+    return tfds.features.FeaturesDict({name: builder.info.features[name] for name in roles})
+
+
+def _records(builder: Any, place: str, split: str) -> Any:
+    """Open the records of a split; a `UserError` if they have no random access."""
+    formats = {form.value for form in builder.info.available_file_formats()}
+    if "array_record" in formats:
+        return _array_records(builder, split)
+    if "tfrecord" in formats:
+        info = builder.info.splits[split]
+        shards = [os.fspath(path) for path in info.filepaths]
+        return open_tfrecords(shards, info.shard_lengths, split)
+    raise UserError(
+        f"tfds:{place} in {builder.data_path} is stored as {', '.join(sorted(formats)) or 'nothing known'}, which "
+        f"has no random access; prepare it again with `python -m vit_jax_mixer.data tfds:{place} --build`."
+    )
+
+
+def _sides(features: Any, info: Any, named: Mapping[str, str], where: str) -> tuple[str, str, str] | None:
+    """Return the fields of a pair of sentences and a note, as `sides.choose`; None of a dataset of other things."""
+    fields = dict(info.features.items()) if hasattr(info.features, "items") else {}
+    texts = [name for name, feature in fields.items() if isinstance(feature, features.Text)]
+    if not (sides.are_asked_for(named) or isinstance(info.features, features.Translation)):
+        return None
+    keys = info.supervised_keys or ()
+    return sides.choose(named, texts, where, keys if {*keys} <= {*texts} else ())
 
 
 def _roles(
