@@ -76,6 +76,7 @@ OVERRIDES = {
         "--config.task.probe_examples=8",
     ],
     "tabular.py": [],
+    "tabular.py:masked": [],
     "tabular.py:original": [
         *ROWS,
         "--config.data.source=sklearn:breast_cancer",

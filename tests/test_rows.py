@@ -332,26 +332,26 @@ def test_a_mask_that_leaves_nothing_is_one_sentence():
 def test_what_masked_rows_learnt_begins_a_training_on_few_labels(rows_run, tmp_path):
     rows = f"table:{rows_run}/rows.csv"
 
-    def run(workdir, **flags):
+    def run(workdir, what="", **flags):
         flags = {
             "data.source": rows,
             "steps": 60,
             "eval_every": 60,
             "optim.warmup_steps": 5,
             "model.patch_size": 2,
-            "task.beside": "",
+            **({} if what else {"task.beside": ""}),
             **flags,
         }
         result = command(
             "main",
-            "--config=configs/tabular.py",
+            f"--config=configs/tabular.py{what}",
             f"--workdir={tmp_path}/{workdir}",
             *(f"--config.{name}={value}" for name, value in flags.items()),
         )
         assert result.returncode == 0, result.stderr
         return json.loads((tmp_path / workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
-    assert "all[85%:]/r2" in run("before", **{"task.name": "masked_rows", "task.mask_ratio": 0.5, "model.scan": True})
+    assert "all[85%:]/r2" in run("before", ":masked", **{"task.mask_ratio": 0.5, "model.scan": True})
     before = predictors.read(tmp_path / "before")
     features = command("predict", f"--model={tmp_path}/before", f"--features={tmp_path}/f.npz", rows_run / "rows.csv")
     assert features.returncode == 0, features.stderr

@@ -40,12 +40,11 @@ OTHERS = {
     "mae": ["--config=configs/mae.py", "--config.ema_decay=0.99"],
     "rows": ["--config=configs/tabular.py", "--config.parallel=pmap", "--config.task.beside="],
     "masked rows": [
-        "--config=configs/tabular.py",
-        "--config.task.name=masked_rows",
-        "--config.checkpoint.best=min loss",
+        "--config=configs/tabular.py:masked",
     ],
     "dino": [
         *("--config=configs/dino.py", "--config.data.source=tfds:sklearn_digits", "--config.model.num_blocks=1"),
+        "--config.data.eval_ops=decode(1)|resize(28)|value_range(-1, 1)",
         *("--config.batch_size=16", "--config.accum_steps=2", "--config.task.probe_examples=50"),
     ],
     "translation": [

@@ -7,8 +7,9 @@
 Without an argument it learns to tell malignant from benign in a table that scikit-learn ships (569 rows, 30
 columns), and shows logistic regression and gradient boosting beside it. A file, .csv or .parquet, or a folder
 with train.csv and test.csv, takes its place: the target is the column named label, target, class or y, or else the
-last one; --config.data.target=NAME names another. 'original' is the tabular document's own system, as it was
-meant: 42 columns of UNSW-NB15, in DIR/train.csv and DIR/test.csv.
+last one; --config.data.target=NAME names another. 'masked', or 'masked:' and a file or folder, learns from the
+same rows without their labels (docs/ideas.md): another run begins with it by --config.init_from. 'original' is the
+tabular document's own system, as it was meant: 42 columns of UNSW-NB15, in DIR/train.csv and DIR/test.csv.
 """
 
 from pathlib import Path
@@ -22,7 +23,11 @@ OURS = ""
 
 
 def get_config(what: str = OURS):
-    """Return the config for the embedded table, 'original', or a file or folder."""
+    """Return the config for the embedded table, 'original', or a file or folder; after 'masked:', without labels."""
+    if what.partition(":")[0] == "masked":
+        config = get_config(what.partition(":")[2])
+        config.task = ConfigDict(dict(name="masked_rows", mask_ratio=0.5, predict="auto"))  # share of patches, masked
+        return config
     config = common.get_config()
     config.task = ConfigDict(
         dict(
