@@ -1,7 +1,7 @@
 """The train loop: the only one. What differs between ways of learning is a task."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from vit_jax_mixer import config as config_lib
 from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.data import record
-from vit_jax_mixer.data.pipeline import indices_of
+from vit_jax_mixer.data.pipeline import Batch, indices_of
 from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.run import hardware, parallel, processes, step
@@ -117,6 +117,8 @@ def train_and_evaluate(
             batches = parts.loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
+            if not start:
+                batches = _with_first(batches, lambda first: reports.pictures(0, task.sheet(first)))
             ready = ahead(batches, devices.put_batch)
             done = start
             try:
@@ -136,6 +138,7 @@ def train_and_evaluate(
                             if scores := evaluate(number, state):
                                 reports.evaluation(number, scores)
                                 reports.pictures(number, evaluate.pictures(number, state))
+                                reports.parameters(number, partial(devices.saved_form, state))
                                 reports.line(task.remark(scores))
                         except Stopped:
                             stopped = interruption.agreed(number)
@@ -156,9 +159,18 @@ def train_and_evaluate(
             reports.line(skipped.summary())
             reports.line(ends)
             if ends or done >= run.steps:
+                reports.pictures(done, task.conclusion())
                 use = f"use the model: {use}" if use else ""
                 reports.line(f"done: {'; '.join(filter(None, [checkpoints.conclusion(), use])) or folder.path}")
     return state
+
+
+def _with_first(batches: Iterator[Batch], show: Callable[[Batch], None]) -> Iterator[Batch]:
+    """Yield batches, the first after it is shown."""
+    first = next(batches)
+    show(first)
+    yield first
+    yield from batches
 
 
 def _save_before(

@@ -1,6 +1,7 @@
 """The files of a run's metrics, on disks that are full for a while, and after kills and power cuts."""
 
 import csv
+import io
 import json
 import os
 import resource
@@ -9,15 +10,19 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import types
 
+import jax.numpy as jnp
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from vit_jax_mixer import plugins
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.more_writers import BY_NAME
 from vit_jax_mixer.run.reports import Reports
-from vit_jax_mixer.run.writers import Log, _checksum, open_writers
+from vit_jax_mixer.run.tensorboard import TensorBoard, _checksum
+from vit_jax_mixer.run.writers import Log, open_writers
 
 
 def events(workdir):
@@ -39,6 +44,22 @@ def scalars(workdir):
     return [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events(workdir) if e.summary.value]
 
 
+class Both:
+    """metrics.jsonl and TensorBoard's file."""
+
+    def __init__(self, workdir, start, say=print):
+        self.log = Log(workdir, start, say)
+        self._both = (self.log, TensorBoard(workdir, start, say=say))
+
+    def write(self, step, numbers):
+        for one in self._both:
+            one.write(step, numbers)
+
+    def close(self):
+        for one in self._both:
+            one.close()
+
+
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -51,7 +72,7 @@ def test_checksums_are_those_of_tfrecords():
 
 
 def test_both_files_hold_all_numbers(tmp_path):
-    log = Log(tmp_path, 0)
+    log = Both(tmp_path, 0)
     log.write(1, {"train/loss": 2.0, "train/accuracy": 0.5})
     log.write(2, {"test/loss": 1.5})
     log.close()
@@ -64,7 +85,7 @@ def test_both_files_hold_all_numbers(tmp_path):
 
 def test_what_a_full_disk_did_not_take_is_written_later(tmp_path):
     said = []
-    log = Log(tmp_path, 0, said.append)
+    log = Both(tmp_path, 0, said.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -106,8 +127,8 @@ def lines_that_are_whole(workdir):
 def test_a_resume_takes_back_what_came_after_its_checkpoint_and_leaves_out_what_is_damaged(tmp_path):
     whole = ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([whole[0], "\0\0\0", "[2]", whole[1], '{"step": 3}', '{"ste']))
-    log = Log(tmp_path, 2)
-    assert log.has_evaluation(2)
+    log = Both(tmp_path, 2)
+    assert log.log.has_evaluation(2)
     log.write(3, {"a": 3.0})
     log.close()
     assert lines(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": 3.0}]
@@ -124,6 +145,27 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match=r"metrics\.jsonl is a pipe, not a regular file"):
         Log(tmp_path, 0)
+
+
+def test_tensorboard_has_pictures_texts_and_histograms_where_they_are_asked_for(tmp_path):
+    reports = Reports(tmp_path, 0, 4, 1, 8, writers="jsonl|tensorboard(histograms=True)")
+    reports.pictures(2, {"blue": Image.new("RGB", (3, 2), "blue"), "told": "one\n  two <b>"})
+    params = {"Dense_0": {"kernel": jnp.array([[1.0, 2.0], [2.0, 5.0]])}}
+    reports.parameters(2, lambda: types.SimpleNamespace(params=params))
+    reports.close()
+    picture, text, histogram = (e.summary.value[0] for e in events(tmp_path) if e.summary.value)
+    assert (picture.tag, picture.image.width, picture.image.height) == ("blue", 3, 2)
+    assert Image.open(io.BytesIO(picture.image.encoded_image_string)).getpixel((0, 0)) == (0, 0, 255)
+    assert text.tensor.string_val == [b"    one\n      two <b>"]
+    assert text.metadata.plugin_data.plugin_name == "text"
+    assert histogram.tag == "parameters/Dense_0/kernel"
+    assert (histogram.histo.num, histogram.histo.sum, histogram.histo.min, histogram.histo.max) == (4, 10, 1, 5)
+    assert sum(histogram.histo.bucket) == 4
+    assert (tmp_path / "pictures/told_2.txt").read_text() == "one\n  two <b>"
+    assert (tmp_path / "pictures/blue_2.png").exists()
+    plain = Reports(tmp_path, 0, 4, 1, 8, writers="tensorboard")
+    plain.parameters(2, lambda: pytest.fail("nobody wants them"))
+    plain.close()
 
 
 @pytest.mark.parametrize("size", [0, 10**9, 2**40])

@@ -102,9 +102,9 @@ def get_config() -> Any:
     # --- Logging, evaluation, checkpoints; all three also at the end ---
     config.log_every = _length(50)  # steps
     config.log_gradient_norms = False  # those of each block too, and a word if they vanish
-    # More writers of metrics, beside metrics.jsonl and TensorBoard's, joined by |: report (metrics.png, report.html),
-    # csv, wandb(project="mine"), your own.
-    config.writers = "report"
+    # Where metrics and pictures go: tensorboard, report (metrics.png, report.html), csv, wandb(project="mine") and your
+    # own; metrics.jsonl is always written. tensorboard(histograms=True) has those of the parameters too; so has wandb.
+    config.writers = "jsonl|tensorboard|report"
     config.eval_every = _length(1_000)  # steps
     config.eval_batch_size = 512  # over all devices and hosts
     config.checkpoint = ConfigDict()

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_jax_mixer import files
 from vit_jax_mixer.errors import UserError, writing
 from vit_jax_mixer.run.writers import Appended, Scalars
@@ -38,14 +40,17 @@ class Csv:
 class WeightsAndBiases:
     """A run of W&B, that one run of ours stays over all its stops: its id is kept in the workdir.
 
-    Steps that come again after a kill have the values that W&B has of them.
+    Steps that come again after a kill have the values that W&B has of them. ``histograms`` of the parameters come if
+    they are asked for.
     """
 
-    def __init__(self, project: str, workdir: Path, start: int, *, entity: str = "") -> None:
+    def __init__(self, project: str, workdir: Path, start: int, *, entity: str = "", histograms: bool = False) -> None:
+        self.histograms = histograms
         try:
             import wandb  # pyright: ignore[reportMissingImports] # an extra
         except ImportError as error:
             raise UserError("config.writers: wandb needs its package; run: pip install -e '.[wandb]'.") from error
+        self._wandb: Any = wandb
         path = workdir / RUN_ID
         name = files.read_text(path, 100).strip() if start and path.exists() else secrets.token_hex(4)
         if not name.isalnum():
@@ -63,6 +68,16 @@ class WeightsAndBiases:
 
     def write(self, step: int, scalars: Scalars) -> None:
         self._run.log(dict(scalars), step=step)
+
+    def picture(self, step: int, name: str, picture: Any) -> None:
+        """Send a picture; texts have no place here."""
+        if not isinstance(picture, str):
+            self._run.log({name: self._wandb.Image(picture)}, step=step)
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Send how often values of any shape are where."""
+        counted = np.histogram(np.asarray(values, np.float64), 64)
+        self._run.log({name: self._wandb.Histogram(np_histogram=counted)}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import html
-import io
 import math
 import re
 import time
@@ -17,7 +16,7 @@ from PIL import Image
 from vit_jax_mixer import charts, config, files
 from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.errors import printable
-from vit_jax_mixer.run.writers import METRICS, Scalars, is_evaluation, read_lines
+from vit_jax_mixer.run.writers import METRICS, Scalars, is_evaluation, png, read_lines
 
 CURVES, REPORT = "metrics.png", "report.html"
 _POINTS = 1_000  # of a curve, at least, once there were so many
@@ -110,7 +109,7 @@ class Page:
     def _draw(self) -> None:
         try:
             drawn = self._charts()
-            files.write_atomically(self._workdir / CURVES, _png(charts.beside(drawn, 3)))
+            files.write_atomically(self._workdir / CURVES, png(charts.beside(drawn, 3)))
             files.write_atomically(self._workdir / REPORT, self._html(drawn))
         except Exception as error:  # a picture is not worth a run
             self._say(f"{self._workdir / REPORT} is not written ({type(error).__name__}: {error}); the run goes on")
@@ -138,7 +137,7 @@ class Page:
             f"<p>{_escaped(self._about)}</p>",
             _table([(name, fields[name]) for name in _FACTS if name in fields]),
             "<h2>Evaluation</h2>" + _table(scores, ("metric", "last", "best", "at step")) if scores else "",
-            "<h2>Curves</h2><div class=row>" + "".join(map(_shown, map(_png, drawn))) + "</div>",
+            "<h2>Curves</h2><div class=row>" + "".join(map(_shown, map(png, drawn))) + "</div>",
             *self._pictures(),
             *(f"<h2>{_escaped(what)}</h2><pre>{_escaped(line)}</pre>" for what, line in self._commands.items()),
             f"<details><summary>All {len(fields)} fields of the config</summary>{_table(fields.items())}</details>",
@@ -190,12 +189,6 @@ def _place(group: str, names: Iterable[str]) -> int:
     if group in _FIRST:
         return _FIRST.index(group)
     return len(_FIRST) + (not any(is_evaluation([name]) for name in names))
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _shown(data: bytes) -> str:

@@ -5,21 +5,24 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 from vit_jax_mixer.errors import UserError, printable
+from vit_jax_mixer.models import stacked
 from vit_jax_mixer.run import gradient_norms
 from vit_jax_mixer.run.more_writers import BY_NAME
 from vit_jax_mixer.run.page import Page
 from vit_jax_mixer.run.step import MUST_BE_FINITE
-from vit_jax_mixer.run.writers import Log, Scalars, open_writers
+from vit_jax_mixer.run.tensorboard import TensorBoard
+from vit_jax_mixer.run.writers import Log, Scalars, Writer, open_writers
 
 
 class Reports:
@@ -63,8 +66,12 @@ class Reports:
         self._console = Console(start, steps)
         self._log = Log(workdir, start, self._console.line)
         page = partial(Page, steps=steps, about=about, commands=commands, say=self._console.line)
-        self._opened = (self._log, *open_writers(writers, workdir, start, {**BY_NAME, "report": page}))
-        self._writers = list(self._opened)
+        board = partial(TensorBoard, say=self._console.line)
+        self._opened = (
+            self._log,
+            *open_writers(writers, workdir, start, {**BY_NAME, "tensorboard": board, "report": page}),
+        )
+        self._writers: list[Any] = list(self._opened)
         self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)
         self.waiting = self._speed.waiting
@@ -90,9 +97,19 @@ class Reports:
         self._speed.restart(step)
 
     def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
-        """Take the pictures of an evaluation, by name."""
+        """Take pictures, and texts, by name; a writer that has no place for them is not told."""
         for name, picture in pictures.items():
-            self._log.picture(step, name, picture)
+            self._tell("picture", step, name, picture)
+
+    def parameters(self, step: int, state: Callable[[], Any]) -> None:
+        """Take a state's parameters where a writer wants their histograms, but for those that are spread over hosts."""
+        takers = [writer for writer in self._writers if getattr(writer, "histograms", False)]
+        if not takers:
+            return
+        for path, leaf in jax.tree.leaves_with_path(stacked.unstack(state().params)):
+            if leaf.is_fully_addressable or leaf.is_fully_replicated:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                self._tell("histogram", step, f"parameters/{name}", np.asarray(leaf), to=takers)
 
     def _report(self, fetched: Iterator[tuple[int, dict[str, float]]]) -> None:
         for step, metrics in fetched:
@@ -104,9 +121,13 @@ class Reports:
                 self._write(step, {f"train/{name}": value for name, value in metrics.items()} | speed)
 
     def _write(self, step: int, scalars: Scalars) -> None:
-        for writer in tuple(self._writers):
+        self._tell("write", step, scalars)
+
+    def _tell(self, method: str, *what: Any, to: Sequence[Writer] | None = None) -> None:
+        """Call a method of all writers, or of some, that have it."""
+        for writer in tuple(self._writers) if to is None else to:
             try:
-                writer.write(step, scalars)
+                getattr(writer, method, lambda *nothing: None)(*what)
             except Exception:
                 self._writers.remove(writer)  # so that what was trained can be reported, and saved
                 raise

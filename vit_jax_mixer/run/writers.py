@@ -3,17 +3,12 @@
 import io
 import json
 import os
-import socket
-import struct
-import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import tensorboardX.crc32c
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from vit_jax_mixer import files, specs
 from vit_jax_mixer.errors import UserError, writing
@@ -25,15 +20,15 @@ METRICS = "metrics.jsonl"
 _LONGEST = 1 << 20  # bytes of a line
 _MOST = 4 << 30  # bytes of a file: ten million lines
 
-_events: Any = event_pb2  # whose names are made when it is loaded
-_summaries: Any = summary_pb2
-
 
 class Writer(Protocol):
     """Where metrics go: one that ``config.writers`` names, in process 0 alone.
 
     It is made by a call with ``workdir``, a `Path`, and ``start``, the updates made before: what it was told of later
     steps belongs to a run that was killed, and comes again.
+
+    It may have more: ``picture(step, name, picture)`` takes pictures of Pillow's, and texts; where its ``histograms``
+    is true, ``histogram(step, name, values)`` takes each parameter with each evaluation.
     """
 
     def write(self, step: int, scalars: Scalars, /) -> None:
@@ -51,13 +46,16 @@ def open_writers(
 ) -> list[Writer]:
     """Return the writers of specs joined by ``|``, as ``csv|my_module:Lines('x')``; none but in process 0.
 
-    Those that are ``known`` need no module before their names.
+    Those that are ``known`` need no module before their names. ``jsonl`` may be one of them, and makes none: the `Log`
+    is always there.
 
     Raises:
         UserError: there is no such writer, or it does not take its arguments.
     """
     made = []
     for name in specs_of_all.split("|") if specs_of_all and _writes() else ():
+        if name.strip() == "jsonl":
+            continue
         writer = specs.build(known, name, "config.writers", workdir=workdir, start=start)
         if not all(callable(getattr(writer, method, None)) for method in ("write", "close")):
             raise UserError(f"config.writers: {name!r} makes no writer; give it the methods write and close.")
@@ -66,24 +64,23 @@ def open_writers(
 
 
 class Log:
-    """The metrics of a run in its workdir; process 0 writes, the others stay silent.
+    """The metrics of a run in its workdir, which a run that goes on reads; process 0 writes, the others stay silent.
 
-    ``metrics.jsonl`` holds one JSON object a line: ``step`` (updates made), then names. An event file
-    holds the same for TensorBoard.
+    ``metrics.jsonl`` holds one JSON object a line: ``step`` (updates made), then names.
     """
 
     def __init__(self, workdir: Path, start: int, say: Callable[[str], None] = print) -> None:
-        """Open the files; what a killed run wrote after its checkpoint at ``start`` is taken back.
+        """Open the file; what a killed run wrote after its checkpoint at ``start`` is taken back.
 
         Args:
-            workdir: where they are.
+            workdir: where it is.
             start: updates made before.
             say: is told once when a file cannot be written.
 
         Raises:
             UserError: the workdir cannot be written.
         """
-        self._files = []
+        self._file: Appended | None = None
         self._workdir, self._say = workdir, say
         path = workdir / METRICS
         self._last: Scalars = {}
@@ -98,36 +95,19 @@ class Log:
         if _writes():
             with writing(path):
                 files.write_atomically(path, "".join(kept))
-                board = workdir / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-                self._files = [Appended(path, say), Appended(board, say)]
-            self._event(file_version="brain.Event:2")
-            # TensorBoard forgets what earlier files have from that step on.
-            self._event(step=start + 1, session_log=_events.SessionLog(status=_events.SessionLog.START))
+                self._file = Appended(path, say)
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Write numbers that belong to the state after ``step`` updates."""
-        if self._files:
-            self._files[0].write((json.dumps({"step": step, **scalars}) + "\n").encode())
-            values = [_summaries.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-            self._event(step=step, summary=_summaries.Summary(value=values))
+        if self._file:
+            self._file.write((json.dumps({"step": step, **scalars}) + "\n").encode())
 
     def picture(self, step: int, name: str, picture: Any) -> None:
-        """Write a picture, as Pillow has it, to TensorBoard and ``pictures/NAME_STEP.png``; a full disk is told of.
-
-        A text goes to ``pictures/NAME_STEP.txt``.
-        """
-        if not self._files:
+        """Write a picture, as Pillow has it, to ``pictures/NAME_STEP.png``; a text to .txt; a full disk is told of."""
+        if not self._file:
             return
-        if isinstance(picture, str):
-            data, ending = picture.encode(), "txt"
-        else:
-            stream = io.BytesIO()
-            picture.save(stream, "PNG")
-            data, ending = stream.getvalue(), "png"
-            shown = _summaries.Summary.Image(
-                height=picture.height, width=picture.width, colorspace=3, encoded_image_string=data
-            )
-            self._event(step=step, summary=_summaries.Summary(value=[_summaries.Summary.Value(tag=name, image=shown)]))
+        ending = "txt" if isinstance(picture, str) else "png"
+        data = picture.encode() if isinstance(picture, str) else png(picture)
         place = self._workdir / "pictures" / f"{name}_{step}.{ending}"
         try:
             place.parent.mkdir(exist_ok=True)
@@ -135,19 +115,20 @@ class Log:
         except OSError as error:
             self._say(f"cannot write {place} ({error.strerror}); the run goes on without it")
 
-    def _event(self, **fields) -> None:
-        """Write an event as TensorBoard reads it: a TFRecord."""
-        data = _events.Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        self._files[1].write(length + _checksum(length) + data + _checksum(data))
-
     def has_evaluation(self, step: int) -> bool:
         """Say whether the last line that was found is an evaluation of ``step``."""
         return self._last.get("step") == step and is_evaluation(self._last)
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        if self._file:
+            self._file.close()
+
+
+def png(picture: Any) -> bytes:
+    """Return a picture of Pillow's as a PNG file."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def is_evaluation(line: Iterable[str]) -> bool:
@@ -186,12 +167,6 @@ class Appended:
         if self._waiting:
             self._say(f"{self._path} lacks its last lines: there is still no room for them")
         self._file.close()
-
-
-def _checksum(data: bytes) -> bytes:
-    """Return the masked CRC-32C of the TFRecord format."""
-    crc = tensorboardX.crc32c.crc32c(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, float]]:

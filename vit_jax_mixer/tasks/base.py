@@ -137,6 +137,14 @@ class Task(abc.ABC):
         """
         return {}
 
+    def sheet(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """Return pictures by name, as `pictures`, of the first batch of training, of this host as it is read."""
+        return {}
+
+    def conclusion(self) -> Mapping[str, Any]:
+        """Return pictures by name, as `pictures`, at the end of a run, of what the last `evaluate` found."""
+        return {}
+
     def remark(self, scores: Mapping[str, float]) -> str:
         """Return a sentence on what an evaluation found, for the console; '' for none."""
         return ""

@@ -15,11 +15,12 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.errors import UserError, suggest
 from vit_jax_mixer.models import stacked
-from vit_jax_mixer.predictors.classification.scores import LOSSES, means, of_batch
+from vit_jax_mixer.predictors.classification import confusion, worst
+from vit_jax_mixer.predictors.classification.scores import LOSSES, confusion_counts, means, of_batch
 from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import resize
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
-from vit_jax_mixer.tasks.images import ImageData, begin_with, describe, image_data
+from vit_jax_mixer.tasks.images import ImageData, begin_with, describe, image_data, sheet
 
 PROBE_DATA = "training examples of the probes"  # a name of `Task.eval_data`; no metric begins with it
 
@@ -105,6 +106,7 @@ class Classification(Task):
     """
 
     weights: np.ndarray | None = None
+    _test: Mapping[str, np.ndarray] | None = None  # rows of the last evaluation
 
     def __init__(
         self,
@@ -186,7 +188,8 @@ class Classification(Task):
             return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
 
         split = self.data.eval_split
-        test, num_classes = rows(split), self.data.num_classes
+        self._test = test = rows(split)
+        num_classes = self.data.num_classes
         metrics = means(test["labels"], test["predictions"], test["losses"])
         for name, chosen in self._probes.items():
             if train := rows(name):
@@ -194,3 +197,25 @@ class Classification(Task):
                     chosen, train["features"], train["labels"], test["features"], test["labels"], num_classes
                 )
         return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def sheet(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return a picture of the first images."""
+        return sheet(self.data, batch)
+
+    def conclusion(self) -> dict[str, Any]:
+        """Return the confusion matrix of the last evaluation, and the misclassified images with the largest loss."""
+        names, data = self.data.class_names, self.data.eval
+        if data is None or self._test is None or len(self._test["labels"]) != len(data):  # bad ones were left out
+            return {}
+        labels, told, losses = (self._test[name] for name in ("labels", "predictions", "losses"))
+        shown = np.union1d(labels, told)
+        found: dict[str, Any] = {}
+        if len(shown) <= confusion.LARGEST:
+            matrix = confusion.square(confusion_counts(labels, told, len(names)), shown)
+            found["confusion"] = confusion.draw(matrix, [names[k] for k in shown])
+        wrong = np.flatnonzero(labels != told)
+        if chosen := wrong[np.argsort(-losses[wrong], kind="stable")][: worst.MOST].tolist():
+            pixels = [data.get(i, np.random.default_rng(0))["image"] for i in chosen]
+            captions = [(f"{names[labels[i]]}, taken for", names[told[i]]) for i in chosen]
+            found["misclassified"] = worst.sheet(pixels, captions, [True] * len(chosen))
+        return found

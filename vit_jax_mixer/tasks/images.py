@@ -17,6 +17,7 @@ from vit_jax_mixer.data.pipeline import Batch, Dataset, as_it_is, field
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import stacked
+from vit_jax_mixer.predictors.classification import worst
 from vit_jax_mixer.predictors.image_operations import of_any_image
 from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.pretrained import resize
@@ -112,6 +113,17 @@ def begin_with(reference: str, params: Any, how: str, shape: tuple[int, ...]) ->
         where=reference,
     )
     return stacked.stack(pretrained.fill(fresh, loaded, new=("head",), where=reference), params)
+
+
+def sheet(data: "ImageData", batch: Batch) -> dict[str, Any]:
+    """Return a picture of the first images of a batch, with the names of their classes; for `Task.sheet`.
+
+    What the step itself draws of images that stay in memory is not done yet.
+    """
+    pixels = np.asarray(batch["image"][: worst.MOST])
+    labels = batch["label"][: len(pixels)] if "label" in batch else [-1] * len(pixels)
+    captions = [(data.class_names[k],) if k >= 0 else ("",) for k in map(int, labels)]
+    return {"first_batch": worst.sheet(list(pixels), captions, [False] * len(pixels))}
 
 
 class ImageData:

@@ -31,7 +31,7 @@ from vit_jax_mixer.predictors.images import Images
 from vit_jax_mixer.specs import Size, Within
 from vit_jax_mixer.tasks import masking
 from vit_jax_mixer.tasks.base import Aux, Outputs, Task, TrainState, Tree
-from vit_jax_mixer.tasks.images import ImageData, describe, image_data
+from vit_jax_mixer.tasks.images import ImageData, describe, image_data, sheet
 
 DRAWN = "images of the pictures"  # a name of `Task.eval_data`; no metric begins with it
 _ROWS = 8  # images of a picture
@@ -248,6 +248,10 @@ class Mae(Task):
         """Return SPLIT/loss, the mean over the split."""
         losses = np.concatenate([batch["losses"] for batch in outputs(self.data.eval_split)])
         return {f"{self.data.eval_split}/loss": float(losses.mean(dtype=np.float64))}
+
+    def sheet(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return a picture of the first images."""
+        return sheet(self.data, batch)
 
     def pictures(self, outputs: Callable[[str], Iterator[Outputs]]) -> dict[str, Image.Image]:
         """Return one of a few images: whole, with what is hidden in grey, and with that as it is told."""
