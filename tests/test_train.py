@@ -108,6 +108,8 @@ def test_a_run_writes_its_metrics_config_and_checkpoints(undisturbed):
     assert json.loads((workdir / "config.json").read_text())["model"]["num_blocks"] == 2
     assert (workdir / "checkpoints/12").is_dir()
     assert any(path.name.startswith("events.out.tfevents") for path in workdir.iterdir())
+    drawn = {path.name for path in (workdir / "pictures").iterdir()}
+    assert drawn == {"first_batch_0.png", "confusion_12.png", "misclassified_12.png"}
 
 
 def test_two_runs_of_one_config_agree_and_another_seed_does_not(undisturbed, tmp_path):
