@@ -115,7 +115,7 @@ def begin_with(reference: str, params: Any, how: str, shape: tuple[int, ...]) ->
     return stacked.stack(pretrained.fill(fresh, loaded, new=("head",), where=reference), params)
 
 
-def sheet(data: "ImageData", batch: Batch) -> dict[str, Any]:
+def sheet(data: "ImageData", batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return a picture of the first images of a batch, with the names of their classes; for `Task.sheet`.
 
     What the step itself draws of images that stay in memory is not done yet.
