@@ -3,9 +3,11 @@
   python -m vit_jax_mixer.data folder:photos
   python -m vit_jax_mixer.data folder:photos --check
   python -m vit_jax_mixer.data tfds:cifar10 --build
+  python -m vit_jax_mixer.data folder:photos --pack=packed --side=256
 
 It prints the splits, classes, image sizes and the decoding speed, and draws a contact sheet of
-augmented examples. With --check it reads everything, with --profile it times the pipeline.
+augmented examples. With --check it reads everything, with --profile it times the pipeline. With
+--pack it writes all images, reduced, to a few fast files, which `tfds:FOLDER` and TFDS itself read.
 """
 
 from pathlib import Path
@@ -35,8 +37,19 @@ _CHECK = flags.DEFINE_bool(
 _BUILD = flags.DEFINE_bool("build", False, "Prepare a TFDS dataset first, in a process of its own.", flag_values=_FLAGS)
 _PROFILE = flags.DEFINE_bool("profile", False, "Say where the time of the pipeline goes.", flag_values=_FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the profile.", lower_bound=1, flag_values=_FLAGS)
-_WORKERS = flags.DEFINE_integer("workers", -1, "Of the profile: config.loader.workers.", -1, 1024, flag_values=_FLAGS)
+_WORKERS = flags.DEFINE_integer(
+    "workers", -1, "Of the profile, config.loader.workers; of --pack, processes.", -1, 1024, flag_values=_FLAGS
+)
 _THREADS = flags.DEFINE_integer("threads", -1, "Of the profile: config.loader.threads.", -1, 1024, flag_values=_FLAGS)
+
+_PACK = flags.DEFINE_string(
+    "pack", "", "A folder: write the dataset there as ArrayRecord files, of all splits or --split.", flag_values=_FLAGS
+)
+_SIDE = flags.DEFINE_integer(
+    "side", 256, "Of --pack: the shorter side of larger images, in pixels.", 1, 1 << 13, flag_values=_FLAGS
+)
+_QUALITY = flags.DEFINE_integer("quality", 90, "Of --pack: of the JPEGs that these become.", 1, 100, flag_values=_FLAGS)
+_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Of --pack: leave bad examples out.", flag_values=_FLAGS)
 
 _MANY = 20  # splits that are opened one by one
 
@@ -59,6 +72,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--build prepares datasets of TFDS, named tfds:NAME; {name} is none.")
         build(name.removeprefix("tfds:"))
     splits = open_splits(name)
+    if _PACK.value:
+        return _pack(name, [_SPLIT.value] if _SPLIT.value else list(splits))
     print(f"{printable(name)}: splits {describe.names(list(splits))}")
     # Of very many, as where class folders hold folders, one is looked at.
     looked_at = splits if len(splits) <= _MANY else ["all" if "all" in splits else next(iter(splits))]
@@ -90,6 +105,18 @@ def main(argv: list[str]) -> None:
             print(line)
     if _CHECK.value:
         _check(source)
+
+
+def _pack(name: str, splits: list[str]) -> None:
+    from vit_jax_mixer.data.packing import Settings, pack
+
+    folder = Path(_PACK.value).expanduser()
+    settings = Settings(name, tuple(splits), _SIDE.value, _QUALITY.value, _SKIP_BAD.value)
+    try:
+        for line in pack(settings, folder, max(_WORKERS.value, 0)):
+            print(printable(line), flush=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror or error}); choose another --pack.") from error
 
 
 def _show_table(table) -> None:
