@@ -26,72 +26,96 @@ def predict(
     on_bad: Callable[[str], None],
     on_picture: Callable[[Any, Any], None] | None = None,
 ) -> Iterator[Any]:
-    """Yield what a model says of examples, an `Answer` of the model's kind each, in their order.
+    """Yield what a model says of examples: `Asking` once; its arguments, and those of its call."""
+    asking = Asking(trained, top=top, batch_size=batch_size, explain=on_picture is not None)
+    return asking(source, on_bad, on_picture)
 
-    Args:
-        trained: the model.
-        source: of `Predictor.open`.
-        top: how many classes are told, of a model that knows some; all, if there are fewer.
-        batch_size: about how many examples are run at a time.
-        on_bad: is told, once, what is wrong with an example that cannot be read, and that is left out.
-        on_picture: is given each answer, before it is yielded, and the picture that explains it.
 
-    Raises:
-        UserError: the model has no explanations, or other answers than finite numbers.
-    """
-    predictor, like = trained.about, trained.about.input()
+class Asking:
+    """Asks a model any number of times; it is placed on the devices, and compiled for each shape, once."""
 
-    class PassingOver(Dataset):
-        """Examples with their place; a bad one is left out, and none takes its place."""
+    def __init__(self, trained: Trained, *, top: int, batch_size: int, explain: bool = False) -> None:
+        """Take the model.
 
-        def get(self, index: int, rng: np.random.Generator) -> Example:
-            try:
-                return {**super().get(index, rng), "place": np.int32(index), SKIPPED: np.int64(-1)}
-            except UserError:
-                blank = np.zeros(like.shape, like.dtype)
-                return {predictor.field: blank, "place": np.int32(index), SKIPPED: np.int64(index)}
+        Args:
+            trained: the model.
+            top: how many classes are told, of a model that knows some; all, if there are fewer.
+            batch_size: about how many examples are run at a time.
+            explain: whether each answer gets a picture.
+        """
+        self._predictor = predictor = trained.about
 
-    def outputs(params, batch):
-        found = trained.outputs(params, batch[predictor.field])
-        features = {"features": found["features"]} if "features" in found else {}
-        told = {**predictor.told(found, top), **features, "place": batch["place"]}
-        if on_picture is None:
-            return told
-        return {**told, **predictor.explain(trained.module, params, batch[predictor.field])}
+        def outputs(params, batch):
+            found = trained.outputs(params, batch[predictor.field])
+            features = {"features": found["features"]} if "features" in found else {}
+            told = {**predictor.told(found, top), **features, "place": batch["place"]}
+            if not explain:
+                return told
+            return {**told, **predictor.explain(trained.module, params, batch[predictor.field])}
 
-    bad: set[int] = set()
+        self._inference = Inference(trained, outputs, batch_size, {"place": np.zeros((), np.int32)})
 
-    def leave_out(place: int, reason: str) -> None:
-        if place not in bad:  # padding repeats the last example
-            bad.add(place)
-            on_bad(reason)
+    def __call__(
+        self,
+        source: Source,
+        on_bad: Callable[[str], None],
+        on_picture: Callable[[Any, Any], None] | None = None,
+    ) -> Iterator[Any]:
+        """Yield what the model says of examples, an `Answer` of the model's kind each, in their order.
 
-    def answer_of(place: int, row: dict[str, np.ndarray]) -> Any:
-        answer = predictor.answer(source.where(place), row)
-        if on_picture is not None:
-            on_picture(answer, predictor.picture(answer, row))
-        return answer
+        Args:
+            source: of `Predictor.open`.
+            on_bad: is told, once, what is wrong with an example that cannot be read, and that is left out.
+            on_picture: is given each answer, before it is yielded, and the picture that explains it.
 
-    dataset = PassingOver(source, predictor.reader(), batches=predictor.batches(source, leave_out))
-    inference = Inference(trained, outputs, batch_size, {"place": np.zeros((), np.int32)})
-    found = inference.rows(dataset, Loader(-1, -1, 2), lambda dataset, place: leave_out(place, dataset.fault(place)))
-    waiting: dict[int, Any] = {}  # answers that came before those of earlier examples, as they do by length
-    due = 0
+        Raises:
+            UserError: the model has no explanations, or other answers than finite numbers.
+        """
+        predictor, like = self._predictor, self._predictor.input()
 
-    def next_answer() -> Iterator[Any]:
-        nonlocal due
-        answer = waiting.pop(due) if due in waiting else predictor.of_bad(source.where(due))
-        due += 1
-        if answer is not None:
-            yield answer
+        class PassingOver(Dataset):
+            """Examples with their place; a bad one is left out, and none takes its place."""
 
-    for rows in found:
-        for i, place in enumerate(rows["place"].tolist()):
-            waiting[place] = answer_of(place, {name: values[i] for name, values in rows.items()})
-        while due in waiting or due in bad:
+            def get(self, index: int, rng: np.random.Generator) -> Example:
+                try:
+                    return {**super().get(index, rng), "place": np.int32(index), SKIPPED: np.int64(-1)}
+                except UserError:
+                    blank = np.zeros(like.shape, like.dtype)
+                    return {predictor.field: blank, "place": np.int32(index), SKIPPED: np.int64(index)}
+
+        bad: set[int] = set()
+
+        def leave_out(place: int, reason: str) -> None:
+            if place not in bad:  # padding repeats the last example
+                bad.add(place)
+                on_bad(reason)
+
+        def answer_of(place: int, row: dict[str, np.ndarray]) -> Any:
+            answer = predictor.answer(source.where(place), row)
+            if on_picture is not None:
+                on_picture(answer, predictor.picture(answer, row))
+            return answer
+
+        dataset = PassingOver(source, predictor.reader(), batches=predictor.batches(source, leave_out))
+        rows_of = self._inference.rows
+        found = rows_of(dataset, Loader(-1, -1, 2), lambda dataset, place: leave_out(place, dataset.fault(place)))
+        waiting: dict[int, Any] = {}  # answers that came before those of earlier examples, as they do by length
+        due = 0
+
+        def next_answer() -> Iterator[Any]:
+            nonlocal due
+            answer = waiting.pop(due) if due in waiting else predictor.of_bad(source.where(due))
+            due += 1
+            if answer is not None:
+                yield answer
+
+        for rows in found:
+            for i, place in enumerate(rows["place"].tolist()):
+                waiting[place] = answer_of(place, {name: values[i] for name, values in rows.items()})
+            while due in waiting or due in bad:
+                yield from next_answer()
+        while due in bad:  # the last ones
             yield from next_answer()
-    while due in bad:  # the last ones
-        yield from next_answer()
 
 
 def save_features(target: Path, answers: Sequence[Answer]) -> None:

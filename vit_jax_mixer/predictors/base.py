@@ -69,6 +69,10 @@ class Answer(abc.ABC):
     name: str
     features: Any
 
+    def shares(self) -> dict[str, float]:
+        """Return the probability of each class by name, the likeliest first; none where it tells no classes."""
+        return {}
+
     @abc.abstractmethod
     def text(self, width: int) -> str:
         """Return a line or more for people, with the name padded to ``width`` columns; '' for features alone."""
@@ -98,6 +102,22 @@ class Evaluated(abc.ABC):
     @abc.abstractmethod
     def write(self, out: Path, given: Mapping[str, str]) -> list[str]:
         """Write the files of an evaluation to a folder, and return their names; ``given`` goes to metrics.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What a page asks for.
+
+    Attributes:
+        name: above it.
+        kind: 'sketch', an image u8[h, w] in white on black, which is drawn; 'file', the path of one; 'lines' of
+            text; a 'number', or '' for none; or one of ``choices``, a 'choice'.
+        choices: of a 'choice'.
+    """
+
+    name: str
+    kind: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +287,19 @@ outputs = jax.jit(trained.outputs)(trained.params, {self.field}s)"""
     @abc.abstractmethod
     def open(self, arguments: Sequence[str]) -> Source:
         """Return the examples that the arguments of a command stand for, in their order, without labels."""
+
+    def form(self) -> list[Field]:
+        """Return what a page asks for; one that is not overridden asks for a file."""
+        return [Field("A file", "file")]
+
+    def given_as_files(self, values: Sequence[Any], folder: Path) -> list[str]:
+        """Return the arguments of `open` for the values of `form`; what is no file yet is written to the folder.
+
+        Raises:
+            UserError: a value is none of its kind.
+        """
+        del folder
+        return [str(value) for value in values]
 
     @abc.abstractmethod
     def reader(self) -> Transform:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import flax.linen as nn
@@ -16,8 +17,8 @@ from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.sources.files import Files
 from vit_jax_mixer.errors import UserError, span
-from vit_jax_mixer.predictors import class_maps
-from vit_jax_mixer.predictors.base import FILE, ForCard, Labelled, Predictor, Rows, Tree
+from vit_jax_mixer.predictors import class_maps, sketches
+from vit_jax_mixer.predictors.base import FILE, Field, ForCard, Labelled, Predictor, Rows, Tree
 from vit_jax_mixer.predictors.classification import labels, scores, worst
 from vit_jax_mixer.predictors.classification.prediction import Prediction
 from vit_jax_mixer.predictors.classification.report import Evaluated
@@ -26,6 +27,7 @@ from vit_jax_mixer.predictors.image_files import find_images
 from vit_jax_mixer.predictors.image_operations import explained, of_any_image
 
 MOST = 1 << 16  # pixels of an image's side
+_DRAWN = 32  # pixels of a side, at most, of images that are drawn for a page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,23 @@ class Images(Predictor):
         paths = [path for argument in arguments for path in find_images(argument)]
         files = Files.of("", [(path, 0) for path in paths])
         return Source(files, (), files.where)
+
+    def form(self) -> list[Field]:
+        """Return a pad to draw on for small grey images, as digits, and else a file."""
+        if self._drawn():
+            return [Field("Draw here", "sketch"), Field("... or give a file", "file")]
+        return [Field("An image", "file")]
+
+    def given_as_files(self, values: Sequence[Any], folder: Path) -> list[str]:
+        if not self._drawn() or values[1]:
+            return [str(values[-1])]
+        file = folder / "drawn.png"
+        sketches.fitted(values[0], self.image_shape[0]).save(file)
+        return [str(file)]
+
+    def _drawn(self) -> bool:
+        height, width, channels = self.image_shape
+        return channels == 1 and height == width <= _DRAWN
 
     def reader(self) -> "Read":
         return Read(self._fitting)

@@ -1,8 +1,10 @@
 """Rows of tables: classes or numbers of the rows in files, and how good they are on labelled ones."""
 
+import csv
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import flax.linen as nn
@@ -14,7 +16,7 @@ from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source, open_source
 from vit_jax_mixer.data.sources.table import in_order, table_of
 from vit_jax_mixer.errors import UserError, printable
-from vit_jax_mixer.predictors.base import Answer, ForCard, Predictor, Transform, Tree, columns
+from vit_jax_mixer.predictors.base import Answer, Field, ForCard, Predictor, Transform, Tree, columns
 from vit_jax_mixer.specs import Within
 
 
@@ -135,6 +137,21 @@ class Rows(Predictor):
         rows, said = self.encodes(table_of(source, arguments[0]))
         return dataclasses.replace(source, examples=Encoded(rows), notes=(*source.notes, *said))
 
+    def form(self) -> list[Field]:
+        """Return a field for each column; a category that is left out is one that was not seen."""
+        return [
+            Field(column.name, "number") if column.words is None else Field(column.name, "choice", column.words)
+            for column in self.encodes.columns
+        ]
+
+    def given_as_files(self, values: Sequence[Any], folder: Path) -> list[str]:
+        file = folder / "row.csv"
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow([column.name for column in self.encodes.columns])
+            writer.writerow(["" if value is None else value for value in values])
+        return [str(file)]
+
     def reader(self) -> Transform:
         return _read
 
@@ -216,31 +233,34 @@ class Told(Answer):
         name: its file and line.
         target: what is told.
         value: the class, or the number.
-        shares: the name and probability of each class; none of a number.
+        probabilities: the name of each class and its; none of a number.
         features: f32[C], pooled, before the head.
     """
 
     name: str
     target: str
     value: str | float
-    shares: tuple[tuple[str, float], ...]
+    probabilities: tuple[tuple[str, float], ...]
     features: Any
+
+    def shares(self) -> dict[str, float]:
+        return dict(sorted(self.probabilities, key=lambda pair: -pair[1]))
 
     def text(self, width: int) -> str:
         place = printable(self.name)
         said = f"{self.value:.6g}" if isinstance(self.value, float) else printable(self.value)
-        share = dict(self.shares).get(str(self.value))
+        share = dict(self.probabilities).get(str(self.value))
         return f"{place}{' ' * (width - columns(place))}  {said}" + (
             f"  {100 * share:.2f} %" if share is not None else ""
         )
 
     def record(self) -> dict[str, Any]:
         value = float(f"{self.value:.7g}") if isinstance(self.value, float) else self.value
-        shares = {name: float(f"{share:.7g}") for name, share in self.shares}
+        shares = {name: float(f"{share:.7g}") for name, share in self.probabilities}
         return {"row": self.name, self.target: value, **({"probabilities": shares} if shares else {})}
 
     def cells(self) -> dict[str, Any]:
         file, _, place = self.name.rpartition(", ")
         value = f"{self.value:.7g}" if isinstance(self.value, float) else self.value
         found: dict[str, Any] = {"file": file, "line": place.rpartition(" ")[2], self.target: value}
-        return found | {f"probability_{name}": f"{share:.7g}" for name, share in self.shares}
+        return found | {f"probability_{name}": f"{share:.7g}" for name, share in self.probabilities}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from vit_jax_mixer.data.text import encoded
 from vit_jax_mixer.data.text.vocabulary import Vocabulary
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.models import search
-from vit_jax_mixer.predictors.base import Answer, ForCard, Predictor, Program, Transform, Tree
+from vit_jax_mixer.predictors.base import Answer, Field, ForCard, Predictor, Program, Transform, Tree
 from vit_jax_mixer.predictors.translation import lines, run_translation
 from vit_jax_mixer.predictors.translation.programs import programs
 from vit_jax_mixer.special_tokens import EOS, PAD, SPECIAL
@@ -130,6 +131,17 @@ class Text(Predictor):
 
     def open(self, arguments: Sequence[str]) -> Source:
         return in_order(arguments)
+
+    def form(self) -> list[Field]:
+        return [Field("Lines to translate", "lines")]
+
+    def given_as_files(self, values: Sequence[Any], folder: Path) -> list[str]:
+        (text,) = values
+        if not (text or "").strip():
+            raise UserError("there is no text; write a line.")
+        file = folder / "lines.txt"
+        file.write_text(text.strip(), encoding="utf-8")
+        return [str(file)]
 
     def reader(self) -> Transform:
         return Read(self.pieces, self.model["max_length"])

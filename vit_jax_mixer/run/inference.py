@@ -34,6 +34,7 @@ class Inference:
         self._batch_size = batch_size
         self._field = trained.about.field
         self._example = {trained.about.field: trained.about.input(), **beside, IS_EXAMPLE: np.zeros((), np.bool_)}
+        self._steps: dict[tuple[int, ...], Any] = {}  # compiled, by the shape of a batch
         self._run = jax.jit(
             self._devices.eval_step(
                 lambda across, params, batch: across.gather({**outputs(params, batch), IS_EXAMPLE: batch[IS_EXAMPLE]})
@@ -56,16 +57,16 @@ class Inference:
         devices = jax.device_count()
         size = even_batches(len(dataset), self._batch_size, devices)
         mine = size // jax.process_count()
-        steps = {}
         for like in self._likes(dataset, mine):
             placed = self._devices.put_batch({name: like[name] for name in self._example})
-            steps[placed[self._field].shape] = self._run.lower(self._params, placed).compile()
+            if (shape := placed[self._field].shape) not in self._steps:
+                self._steps[shape] = self._run.lower(self._params, placed).compile()
 
         def put(batch: Rows) -> Any:
             return self._devices.put_batch({name: batch[name] for name in self._example})
 
         batches = loader.eval_batches(dataset, batch_size=size, on_skipped=on_skipped)
-        running = (steps[batch[self._field].shape](self._params, batch) for batch in ahead(batches, put))
+        running = (self._steps[batch[self._field].shape](self._params, batch) for batch in ahead(batches, put))
         return map(_finite, map(parallel.rows_of, ahead(running, lambda rows: rows)))
 
     def _likes(self, dataset: Dataset, rows: int) -> Iterator[Rows]:

@@ -29,6 +29,9 @@ class Prediction(Answer):
         """The path."""
         return self.name
 
+    def shares(self) -> dict[str, float]:
+        return {name: share for _, name, share in self.classes}
+
     def text(self, width: int) -> str:
         """Return one line for one class, with the path padded to ``width`` columns, and else a block of lines."""
         file = printable(self.name)
