@@ -15,7 +15,7 @@ from vit_jax_mixer.errors import printable, suggest
 
 # What a new user needs first comes first. `train` is the door main.py.
 COMMANDS = (
-    *("train", "predict", "evaluate", "export", "convert", "data", "models", "pretrained"),
+    *("train", "predict", "evaluate", "demo", "export", "convert", "data", "models", "pretrained"),
     *("plan", "sweep", "landscape", "teacher"),
 )
 _WITH_CONFIG = ("train", "plan", "teacher")  # they take --config and its fields

@@ -273,7 +273,6 @@ def test_wandb_that_is_not_installed_or_has_no_project_is_told(tmp_path, monkeyp
         open_writers("wandb", tmp_path, 0, BY_NAME)
 
 
-@pytest.mark.slow
 def test_wandb_has_one_run_over_a_resume(tmp_path):
     pytest.importorskip("wandb")
     program = """

@@ -166,6 +166,7 @@ class Predictor(abc.ABC):
         runners: files that are copied beside an export's programs, and run them without this package.
         inputs: what `open` gives, in a word for people.
         arguments: what `predict` is given, in the command that a training proposes.
+        extra: of this package, that it needs; '' for none.
         model: the fields of `models.create`.
         source: where the weights come from.
         licence: of the weights; '' if they are one's own.
@@ -176,6 +177,7 @@ class Predictor(abc.ABC):
     runners: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[str] = "files"
     arguments: ClassVar[str] = "FILES"
+    extra: ClassVar[str] = ""
     model: Mapping[str, Any]
     source: str
     licence: str

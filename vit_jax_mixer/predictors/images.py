@@ -135,7 +135,7 @@ class Images(Predictor):
     def form(self) -> list[Field]:
         """Return a pad to draw on for small grey images, as digits, and else a file."""
         if self._drawn():
-            return [Field("Draw here", "sketch"), Field("... or give a file", "file")]
+            return [Field("Draw with the brush", "sketch"), Field("... or give a file", "file")]
         return [Field("An image", "file")]
 
     def given_as_files(self, values: Sequence[Any], folder: Path) -> list[str]:

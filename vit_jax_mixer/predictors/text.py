@@ -46,6 +46,7 @@ class Text(Predictor):
     runners = (run_translation.__file__,)
     inputs = "lines"
     arguments = "LINES.txt"
+    extra = "text"
     model: Mapping[str, Any]
     vocabulary: str
     source: str
