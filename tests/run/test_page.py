@@ -5,7 +5,7 @@ import re
 
 from PIL import Image
 
-from vit_jax_mixer.run.page import Curve
+from vit_jax_mixer.run.page import Curve, Page
 from vit_jax_mixer.run.reports import Reports
 
 
@@ -56,3 +56,15 @@ def test_a_curve_of_any_length_stays_small_and_keeps_its_best_and_its_last():
     assert 1_000 <= len(x) <= 2_001
     assert set((x[1:-1] - x[:-2]).tolist()) == {curve.stride}  # evenly
     assert (x[-1], curve.best) == (50_000, (777, 0.0))
+
+
+def test_a_range_test_is_drawn_by_the_rate_that_rises(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"optim": {"schedule": "rising(first=1e-5)"}}))
+    page = Page(tmp_path, 0)
+    for step in range(1, 41):
+        rate = 1e-5 * 10 ** (step / 10)
+        page.write(step, {"train/loss": 3 - step / 20 if step < 30 else 3.0 + step**2, "train/learning_rate": rate})
+    (picture,) = page._range_test()
+    assert picture.size == (420, 300)
+    (tmp_path / "config.json").write_text(json.dumps({"optim": {"schedule": "cosine"}}))
+    assert not page._range_test()

@@ -60,6 +60,13 @@ def test_restarts_grow_to_the_end_of_the_longest_run():
     np.testing.assert_allclose(found, [1, 1, 1, 1, 0.25, 0, 0], atol=1e-5)
 
 
+def test_a_range_test_multiplies_the_rate_by_the_same_number_each_step():
+    rate = schedules.create(1.0, schedule="rising(first=1e-4)", warmup_steps=0, steps=5)
+    np.testing.assert_allclose(jax.vmap(rate)(np.arange(5)), [1e-4, 1e-3, 1e-2, 1e-1, 1], rtol=1e-5)
+    with pytest.raises(UserError, match="is not below"):
+        schedules.create(1e-4, schedule="rising(first=1e-4)", warmup_steps=0, steps=5)
+
+
 def test_a_warm_up_of_one_step_or_none():
     for warmup in schedules.WARMUPS:
         np.testing.assert_allclose(rates("constant", warmup=warmup), 0.5)

@@ -23,6 +23,7 @@ _POINTS = 1_000  # of a curve, at least, once there were so many
 _CHARTS, _LINES = 12, 6  # on a page; in a chart
 _PAUSE = 10  # seconds between two pages, at least; nor do they take more than a fiftieth of the time
 _MOST = 16 << 20  # bytes of all pictures of a page
+_SIZE = (420, 300)  # of a chart, in pixels
 _FIRST = ("loss", "accuracy")  # charts
 _FACTS = ("task.name", "model.name", "data.source", "steps", "batch_size", "optim.optimizer", "optim.learning_rate")
 
@@ -119,15 +120,32 @@ class Page:
         for name in self._curves:
             groups.setdefault(_group(name), []).append(name)
         names = sorted(groups, key=lambda name: (_place(name, groups[name]), name))[:_CHARTS]
-        return [self._chart(name, groups[name][:_LINES]) for name in names]
+        return [*self._range_test(), *(self._chart(name, groups[name][:_LINES]) for name in names)]
+
+    def _range_test(self) -> list[Image.Image]:
+        """Return the chart of a run whose rate is `schedules.rising`: the loss by the rate."""
+        rate, loss = (self._curves.get(f"train/{name}") for name in ("learning_rate", "loss"))
+        if not rate or not loss or not str(self._fields().get("optim.schedule")).startswith("rising"):
+            return []
+        by_step = dict(zip(*rate.line(), strict=True))
+        points = [(by_step[step], value) for step, value in zip(*loss.line(), strict=True) if by_step.get(step)]
+        x, y = np.array(points).T
+        for i in range(1, len(y)):
+            y[i] = 0.7 * y[i - 1] + 0.3 * y[i]
+        y = np.minimum(y, 2 * y[0] - y.min())  # what comes after it diverges would flatten the rest
+        title = f"range test: least at {x[np.argmin(y)]:.2g}"
+        return [charts.lines(title, "log10 of the learning rate", "loss", [("", np.log10(x), y)], fit=True, size=_SIZE)]
+
+    def _fields(self) -> Mapping[str, Any]:
+        path = self._workdir / "config.json"
+        return config.flat(files.read_json(path)) if path.exists() else {}
 
     def _chart(self, title: str, names: list[str]) -> Image.Image:
         series = [(_legend(name) if names[1:] else "", *self._curves[name].line()) for name in names]
-        return charts.lines(title, "step", "", series, fit=True, size=(420, 300))
+        return charts.lines(title, "step", "", series, fit=True, size=_SIZE)
 
     def _html(self, drawn: Iterable[Image.Image]) -> str:
-        path = self._workdir / "config.json"
-        fields = config.flat(files.read_json(path)) if path.exists() else {}
+        fields = self._fields()
         scores = [
             (name, f"{curve.last[1]:.4g}", f"{curve.best[1]:.4g}", f"{curve.best[0]:,}")
             for name, curve in self._curves.items()

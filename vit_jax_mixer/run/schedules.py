@@ -111,6 +111,18 @@ def restarts(
     return rate
 
 
+def rising(peak: float, steps: int, *, first: Annotated[float, Within(1e-30)] = 1e-6) -> optax.Schedule:
+    """Of update s, counted from 0, ``first (peak / first)^(s / (steps - 1))``: a range test of rates.
+
+    It is that of Smith 2017 (arXiv 1506.01186, section 3.3), with a rate that rises by a factor instead of a number.
+    """
+    if not first < peak:
+        raise UserError(
+            f"config.optim.schedule: rising(first={first}) is not below config.optim.learning_rate ({peak}); lower it."
+        )
+    return lambda step: first * (peak / first) ** (jnp.asarray(step, jnp.float32) / max(steps - 1, 1))
+
+
 def from_rate(peak: float, steps: int, first: NotNegative = 1e-6) -> optax.Schedule:
     """Of update s, counted from 0, ``first + (peak - first) s / steps``: timm's warm-up."""
     if first > peak:
@@ -134,6 +146,7 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "cosine": partial(cosine, 0),
     "inverse_sqrt": partial(inverse_sqrt, 0),
     "restarts": restarts,
+    "rising": rising,
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
     "constant": lambda peak, steps: optax.constant_schedule(peak),
 }
