@@ -161,7 +161,8 @@ def train_and_evaluate(
             if ends or done >= run.steps:
                 reports.pictures(done, task.conclusion())
                 use = f"use the model: {use}" if use else ""
-                reports.line(f"done: {'; '.join(filter(None, [checkpoints.conclusion(), use])) or folder.path}")
+                told = "; ".join(filter(None, [checkpoints.conclusion(), use])) or folder.path
+                reports.summary(done, f"done: {told}")
     return state
 
 

@@ -11,6 +11,7 @@ import termios
 import pytest
 
 from tests.helpers import environment
+from vit_jax_mixer.run.reports import Reports
 
 CODE = """
 from vit_jax_mixer.run.reports import Console
@@ -21,6 +22,7 @@ for step in (1, 4321):
     console.training(step, {"accuracy": 0.1234, "loss": 2.303}, speed)
     console.advance(step)
     console._bar.refresh()
+console.evaluation(4321, {"test/loss": 1.5})
 console.close()
 """
 
@@ -29,7 +31,8 @@ console.close()
 def test_the_bar_and_its_figures_fit_the_terminal(columns):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    env = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
+    env = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    env |= {"TERM": "xterm", **({"NO_COLOR": "1"} if columns == 60 else {})}
     with subprocess.Popen([sys.executable, "-c", CODE], stdin=theirs, stdout=theirs, env=env) as run:
         os.close(theirs)
         said = b""
@@ -50,3 +53,19 @@ def test_the_bar_and_its_figures_fit_the_terminal(columns):
     assert ("1,234 images/s" in shown) == (columns >= 100)
     assert ("50% waiting for data" in shown) == ("waiting" in shown) == (columns >= 200)
     assert "\x1b[2J" not in said.decode()
+    assert ("\x1b[1mstep 4321/10000  evaluation: test/loss 1.5\x1b[0m" in said.decode()) == (columns != 60)
+
+
+def test_the_summary_has_the_last_figures_beside_the_best(tmp_path, capsys):
+    reports = Reports(tmp_path, 0, 3, 1, 8, writers="report")
+    for step, loss in ((1, 2.0), (2, 1.5), (3, 1.75)):
+        reports.evaluation(step, {"test/loss": loss, "test/accuracy": loss / 10})
+    reports.summary(3, "done: all")
+    reports.close()
+    told = capsys.readouterr().out.splitlines()[-4:]
+    assert told[0].endswith(f"curves and pictures are in {tmp_path}/report.html")
+    assert told[1:] == [
+        "  test/loss      1.75, best 1.5 at step 2",
+        "  test/accuracy  0.175, best 0.2 at step 1",
+        "done: all",
+    ]

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import shutil
 import sys
 import time
@@ -15,11 +16,12 @@ import jax
 import numpy as np
 import tqdm
 
+from vit_jax_mixer.checkpoints import best
 from vit_jax_mixer.errors import UserError, printable
 from vit_jax_mixer.models import stacked
 from vit_jax_mixer.run import gradient_norms
 from vit_jax_mixer.run.more_writers import BY_NAME
-from vit_jax_mixer.run.page import Page
+from vit_jax_mixer.run.page import REPORT, Page
 from vit_jax_mixer.run.step import MUST_BE_FINITE
 from vit_jax_mixer.run.tensorboard import TensorBoard
 from vit_jax_mixer.run.writers import Log, Scalars, Writer, open_writers
@@ -75,7 +77,8 @@ class Reports:
         self._speed = Speed(start, batch_size, noun, least_seconds)
         self._behind = Behind(skips, on_not_finite, self._console.line)
         self.waiting = self._speed.waiting
-        self._steps = steps
+        self._start, self._steps, self._begun = start, steps, time.monotonic()
+        self._page = workdir / REPORT if any(isinstance(one, Page) for one in self._opened) else None
         self._every = log_every
         self.line = self._console.line
         self.has_evaluation = self._log.has_evaluation
@@ -95,6 +98,20 @@ class Reports:
         self.evaluations[step] = scores
         self._console.evaluation(step, scores)
         self._speed.restart(step)
+
+    def summary(self, step: int, done: str) -> None:
+        """Tell how long it took, what the last evaluation found, beside the best ones, and what is ``done``."""
+        page = f"; curves and pictures are in {self._page}" if self._page else ""
+        if step > self._start:
+            self.line(f"{step - self._start:,} steps took {_clock(time.monotonic() - self._begun)}{page}")
+        last = self.evaluations.get(step, {})
+        names = list(last)[:_MOST_FIGURES]
+        for name in names:
+            of_step = {at: scores[name] for at, scores in self.evaluations.items() if name in scores}
+            at = (min if best.is_lowered(name) else max)(of_step, key=lambda at: of_step[at])
+            width = max(map(len, names))
+            self.line(f"  {name:{width}}  {last[name]:.4g}, best {of_step[at]:.4g} at step {at:,}")
+        self._console.line(done, _GREEN)
 
     def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
         """Take pictures, and texts, by name; a writer that has no place for them is not told."""
@@ -138,6 +155,8 @@ class Reports:
                 stack.callback(one.close)
 
 
+_BOLD, _GREEN = "1", "32"  # as terminals know them
+_MOST_FIGURES = 8  # of the summary
 _QUIET = ("grad_norm", "param_norm", "learning_rate", "skipped")  # logged, but not on the console
 
 
@@ -263,17 +282,19 @@ class Console:
             first = {name: scalars[name] for name in sorted(scalars, key=lambda name: name != "loss")}
             self._bar.set_postfix_str(_as_fits(f"{_words(first)}  {how}", columns - rest), refresh=False)
 
-    def line(self, text: str) -> None:
-        """Show a line above the bar; an empty one is nothing to show."""
+    def line(self, text: str, colour: str = "") -> None:
+        """Show a line above the bar, in colour on a terminal; an empty one is nothing to show."""
         if not text or not self._visible:
             return
         if self._bar.disable:
             print(printable(text, keep="\n"), flush=True)
         else:
-            self._bar.write(printable(text, keep="\n"), file=sys.stdout)
+            shown = printable(text, keep="\n")
+            plain = not colour or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or os.name == "nt"
+            self._bar.write(shown if plain else f"\x1b[{colour}m{shown}\x1b[0m", file=sys.stdout)
 
     def evaluation(self, step: int, scalars: Scalars) -> None:
-        self.line(f"step {step}/{self._steps}  evaluation: {_words(scalars)}")
+        self.line(f"step {step}/{self._steps}  evaluation: {_words(scalars)}", _BOLD)
 
     def close(self) -> None:
         self._bar.close()
