@@ -1,5 +1,6 @@
 """Writers of metrics that ``config.writers`` knows by name, beside `writers.Log`, which is always there."""
 
+import importlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +48,10 @@ class WeightsAndBiases:
     def __init__(self, project: str, workdir: Path, start: int, *, entity: str = "", histograms: bool = False) -> None:
         self.histograms = histograms
         try:
-            import wandb  # pyright: ignore[reportMissingImports] # an extra
+            wandb: Any = importlib.import_module("wandb")  # an extra: typed where it is installed, missing where not
         except ImportError as error:
             raise UserError("config.writers: wandb needs its package; run: pip install -e '.[wandb]'.") from error
-        self._wandb: Any = wandb
+        self._wandb = wandb
         path = workdir / RUN_ID
         name = files.read_text(path, 100).strip() if start and path.exists() else secrets.token_hex(4)
         if not name.isalnum():
