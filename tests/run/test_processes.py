@@ -16,6 +16,28 @@ from tests.test_sources import write_image
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run import processes
 
+# What runs that do not classify images change of `FIELDS`, by their configs.
+ANOTHER = {
+    "mae": {"checkpoint.best": "min loss"},
+    "distil": {"checkpoint.best": "min loss", "task.teacher": "a workdir", "model.dropout_rate": None},
+    "dino": {
+        "data.source": "tfds:sklearn_digits",
+        "data.eval_ops": "decode(1)|resize(28)|value_range(-1, 1)",
+        "model.dropout_rate": None,
+        "optim.optimizer": "sgd(momentum=0.9)",
+        "checkpoint.best": "",
+        "task.probe": "",
+        "batch_size": 16,
+    },
+    "translate": {
+        "data.source": "numbers:500",
+        "data.eval": "test",
+        "model.num_blocks": None,
+        "eval_batch_size": 128,
+    },
+    "tabular": {"model.dropout_rate": None, "task.beside": ""},
+}
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
@@ -53,10 +75,9 @@ def test_what_two_processes_have_saved_one_goes_on_from(two, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mae", "distil"])
+@pytest.mark.parametrize("name", ANOTHER)
 def test_two_processes_of_another_task_are_one_run(name, alone, tmp_path):
-    taught = {"task.teacher": str(alone[0]), "model.dropout_rate": None}
-    changes = {"checkpoint.best": "min loss"} | (taught if name == "distil" else {})
+    changes = {k: str(alone[0]) if k == "task.teacher" else v for k, v in ANOTHER[name].items()}
     one = in_this_process(tmp_path / "one", name=name, **changes)
     results = results_of(start([tmp_path / "two"] * 2, plain(2), name=name, parallel="jit(fsdp=2)", **changes))
     assert [code for code, _, _ in results] == [0, 0], results[0][2] + results[1][2]
