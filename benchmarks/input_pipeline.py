@@ -12,7 +12,6 @@ The lines named 'packed' read the same photographs from DIR_packed, which `data 
 of 256 pixels; tf.data reads the same JPEGs from a TFRecord file there.
 """
 
-import importlib
 import importlib.util
 import io
 import json
@@ -28,6 +27,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageEnhance
 
+from benchmarks.peers.tf_data import BATCH, SIZE, packed_of, tf_data
 from vit_jax_mixer import cli
 from vit_jax_mixer.data import images
 from vit_jax_mixer.data.images.decoding import to_array
@@ -37,14 +37,12 @@ from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.data.workers import cores
 from vit_jax_mixer.errors import UserError
 
-_MAKE = flags.DEFINE_integer("make", 0, "Photographs to write to DIR first.", lower_bound=0)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each contestant runs.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 6, "Time of each.", lower_bound=0.1)
-_ONLY = flags.DEFINE_list("only", [], "Contestants; all if not given.")
-_CHILD = flags.DEFINE_bool("child", False, "Run the one contestant here, and print its rate alone.")
-
-BATCH = 128
-SIZE = 224
+_FLAGS = flags.FlagValues()
+_MAKE = flags.DEFINE_integer("make", 0, "Photographs to write to DIR first.", lower_bound=0, flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each contestant runs.", lower_bound=1, flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float("seconds", 6, "Time of each.", lower_bound=0.1, flag_values=_FLAGS)
+_ONLY = flags.DEFINE_list("only", [], "Contestants; all if not given.", flag_values=_FLAGS)
+_CHILD = flags.DEFINE_bool("child", False, "Run the one contestant here, and print its rate alone.", flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -128,11 +126,6 @@ def decode_only(folder: Path) -> Iterator[int]:
             yield 1
 
 
-def packed_of(folder: Path) -> Path:
-    """Return where the same photographs are packed."""
-    return folder.with_name(f"{folder.name}_packed")
-
-
 def ours(ops: str, workers: int, threads: int = -1, packed: bool = False) -> Callable[[Path], Iterator[int]]:
     """Return the project's pipeline with these operations."""
 
@@ -146,67 +139,6 @@ def ours(ops: str, workers: int, threads: int = -1, packed: bool = False) -> Cal
                 yield len(batch["image"])
 
     return contestant
-
-
-def tf_data(fused: bool, packed: bool = False) -> Callable[[Path], Iterator[int]]:
-    """Return a tf.data pipeline: decode, sampled crop, resize, flip, normalise, one-hot, AUTOTUNE."""
-
-    def contestant(folder: Path) -> Iterator[int]:
-        tf = importlib.import_module("tensorflow")
-
-        paths = [str(path) for path in sorted(folder.glob("*/*.jpg"))]
-        classes = sorted({Path(path).parent.name for path in paths})
-        labels = [classes.index(Path(path).parent.name) for path in paths]
-
-        def read(path, label):
-            return tf.io.read_file(path), label
-
-        def parse(record):
-            kinds = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
-            found = tf.io.parse_single_example(record, kinds)
-            return found["image"], found["label"]
-
-        def example(data, label):
-            shape = tf.io.extract_jpeg_shape(data)
-            begin, size, _ = tf.image.sample_distorted_bounding_box(
-                shape,
-                tf.zeros([0, 0, 4], tf.float32),
-                area_range=(0.05, 1.0),
-                min_object_covered=0,
-                use_image_if_no_bounding_boxes=True,
-            )
-            if fused:
-                box = tf.stack([begin[0], begin[1], size[0], size[1]])
-                image = tf.image.decode_and_crop_jpeg(data, box, channels=3)
-            else:
-                image = tf.slice(tf.image.decode_jpeg(data, channels=3), begin, size)
-            image = tf.image.random_flip_left_right(tf.image.resize(image, [SIZE, SIZE]))
-            return image / 127.5 - 1, tf.one_hot(label, len(classes))
-
-        if packed:
-            data = tf.data.TFRecordDataset(tf_records(tf, packed_of(folder)))
-            data = data.shuffle(2048).repeat().map(parse, tf.data.AUTOTUNE)
-        else:
-            data = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(paths)).repeat()
-            data = data.map(read, tf.data.AUTOTUNE)
-        data = data.map(example, tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
-        for batch, _ in data:
-            yield len(batch)
-
-    return contestant
-
-
-def tf_records(tf: Any, folder: Path) -> str:
-    """Return the file that has the records of a packed dataset as tf.data reads them best; made if it is not there."""
-    path = folder / "all.tfrecord"
-    if not path.exists():
-        reader = importlib.import_module("array_record.python.array_record_module").ArrayRecordReader
-        with tf.io.TFRecordWriter(f"{path}.tmp") as writer:
-            for shard in sorted(folder.glob("*.array_record-*")):
-                for record in reader(str(shard)).read_all():
-                    writer.write(record)
-        Path(f"{path}.tmp").replace(path)
-    return str(path)
 
 
 QUICK, EXACT = f"decode_crop({SIZE})|flip_lr", f"decode(3)|inception_crop({SIZE})|flip_lr"
@@ -244,4 +176,4 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)
