@@ -115,3 +115,17 @@ def test_a_second_command_compiles_nothing_and_says_nothing_of_it(tmp_path):
     assert hits() == 0
     assert hits() == 1
     assert hits(JAX_ENABLE_COMPILATION_CACHE="false") == 0
+
+
+# What is for some runs alone, and takes long to load.
+FOR_SOME = (
+    "datasets huggingface_hub matplotlib onnx onnxruntime optuna pandas pyarrow sacrebleu scipy sentencepiece sklearn "
+    "tensorflow tensorflow_datasets wandb"
+)
+
+
+@pytest.mark.parametrize("modules", ["vit_jax_mixer.train", "vit_jax_mixer.predict, vit_jax_mixer.trained"])
+def test_a_command_loads_no_library_before_what_needs_it(modules):
+    line = f"import sys, {modules}; print(*{set(FOR_SOME.split())!r}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

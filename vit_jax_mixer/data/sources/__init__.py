@@ -48,35 +48,35 @@ and always the same, so a slice is a fair part of all classes. Their classes are
 ``classes.txt`` lies in DIR or beside FILE, in that of its lines, a class each.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 
 from vit_jax_mixer import plugins, specs
 from vit_jax_mixer.data.sources.base import RandomAccess, Source, Splits
-from vit_jax_mixer.data.sources.blank import open_blank, open_blank_pairs
-from vit_jax_mixer.data.sources.folder import open_folder
-from vit_jax_mixer.data.sources.hf import open_hf
-from vit_jax_mixer.data.sources.idx import open_idx, read_idx
-from vit_jax_mixer.data.sources.manifest import open_manifest
+from vit_jax_mixer.data.sources.idx import read_idx
 from vit_jax_mixer.data.sources.slices import open_expression
-from vit_jax_mixer.data.sources.table import open_sklearn, open_table
-from vit_jax_mixer.data.sources.text import open_numbers, open_text
-from vit_jax_mixer.data.sources.tfds import open_tfds
 from vit_jax_mixer.errors import UserError
 
 __all__ = ["KINDS", "RandomAccess", "Source", "Splits", "open_source", "open_splits", "read_idx"]
 
+
+def _of(module: str, opener: str) -> Callable[[str], Splits]:
+    """Return a function of a module here that is loaded when it is called: their libraries take a while."""
+    return lambda place: getattr(importlib.import_module(f"{__name__}.{module}"), opener)(place)
+
+
 KINDS: Mapping[str, Callable[[str], Splits]] = {
-    "tfds": open_tfds,
-    "folder": open_folder,
-    "manifest": open_manifest,
-    "idx": open_idx,
-    "hf": open_hf,
-    "table": open_table,
-    "sklearn": open_sklearn,
-    "text": open_text,
-    "numbers": open_numbers,
-    "blank": open_blank,
-    "blank_pairs": open_blank_pairs,
+    "tfds": _of("tfds", "open_tfds"),
+    "folder": _of("folder", "open_folder"),
+    "manifest": _of("manifest", "open_manifest"),
+    "idx": _of("idx", "open_idx"),
+    "hf": _of("hf", "open_hf"),
+    "table": _of("table", "open_table"),
+    "sklearn": _of("table", "open_sklearn"),
+    "text": _of("text", "open_text"),
+    "numbers": _of("text", "open_numbers"),
+    "blank": _of("blank", "open_blank"),
+    "blank_pairs": _of("blank", "open_blank_pairs"),
 }
 
 
