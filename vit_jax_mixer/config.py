@@ -33,6 +33,10 @@ _EARLIER = {
     "early_stopping.metric": "",
     "early_stopping.patience": 10,
     "early_stopping.min_delta": 0.0,
+    "plateau.metric": "",
+    "plateau.patience": 3,
+    "plateau.min_delta": 0.0,
+    "plateau.factor": 0.1,
     "data.cache": "none",
     "data.cache_mib": 1024,
 }
@@ -68,6 +72,7 @@ class Config:
     sharpness: str = ""
     log_gradient_norms: bool = False
     early_stopping: Section = dataclasses.field(default_factory=dict)
+    plateau: Section = dataclasses.field(default_factory=dict)
     # No field of a config: all of them as they were given, if lengths count epochs that are no steps yet.
     epochs: Section = dataclasses.field(default_factory=dict)
 
@@ -141,7 +146,7 @@ def _resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the fields, where a metric names its split, as that of ``data.eval`` if it names none."""
     fields = config.to_dict()
     split = fields.get("data", {}).get("eval")
-    for section, field in (("checkpoint", "best"), ("early_stopping", "metric")):
+    for section, field in (("checkpoint", "best"), ("early_stopping", "metric"), ("plateau", "metric")):
         name = fields.get(section, {}).get(field)
         if isinstance(split, str) and isinstance(name, str) and name and "/" not in name:
             direction, _, metric = name.rpartition(" ")  # as in 'min skill'

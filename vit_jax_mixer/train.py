@@ -24,6 +24,7 @@ from vit_jax_mixer.run.checkpoint import Checkpoints
 from vit_jax_mixer.run.early_stopping import EarlyStopping
 from vit_jax_mixer.run.evaluation import Evaluator, ahead
 from vit_jax_mixer.run.gradient_norms import Vanishing
+from vit_jax_mixer.run.plateau import Plateau
 from vit_jax_mixer.run.preemption import Interruption, Stopped
 from vit_jax_mixer.run.reports import Reports
 from vit_jax_mixer.run.trace import Trace
@@ -78,8 +79,10 @@ def train_and_evaluate(
         closing(specs.call(Checkpoints, run.checkpoint, "config.checkpoint", workdir=folder.path)) as checkpoints,
     ):
         stopping = specs.call(EarlyStopping, run.early_stopping, "config.early_stopping")
+        plateau = specs.call(Plateau, run.plateau, "config.plateau")
         _check_metric(checkpoints.best, "config.checkpoint.best", task)
-        _check_metric(best.metric(stopping.metric), "config.early_stopping.metric", task)
+        for one in (stopping, plateau):
+            _check_metric(best.metric(one.metric), f"config.{one.section}.metric", task)
 
         # --- The state: fresh, pretrained or resumed ---
         start = checkpoints.latest() or 0
@@ -112,7 +115,9 @@ def train_and_evaluate(
                 except Stopped as stopped:
                     reports.line(_stopped_line(f"{stopped}", start, run.steps, folder.path, command))
                     return state
-            stopping.check(reports.evaluations, start, run.eval_every)
+            for one in (stopping, plateau):
+                one.check(reports.evaluations, start, run.eval_every)
+            state = plateau.applied(state, reports.evaluations, run.eval_every)
             ends = stopping.reason(reports.evaluations, run.eval_every)
             batches = parts.loader.train_batches(
                 task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
@@ -140,6 +145,8 @@ def train_and_evaluate(
                                 reports.pictures(number, evaluate.pictures(number, state))
                                 reports.parameters(number, partial(devices.saved_form, state))
                                 reports.line(task.remark(scores))
+                                state = plateau.applied(state, reports.evaluations, run.eval_every)
+                                reports.line(plateau.remark(reports.evaluations, number, run.eval_every))
                         except Stopped:
                             stopped = interruption.agreed(number)
                     ends = stopping.reason(reports.evaluations, run.eval_every) if scores else ""

@@ -118,4 +118,11 @@ def get_config() -> Any:
     config.early_stopping.patience = 10  # evaluations, one after another, without improvement: the last ends the run
     config.early_stopping.min_delta = 0.0  # by how much an improvement must be better
 
+    # --- A learning rate that is lowered, below its schedule, when a metric no longer improves ---
+    config.plateau = ConfigDict()
+    config.plateau.metric = ""  # of the evaluation, as config.checkpoint.best; '' for a rate that is the schedule's
+    config.plateau.patience = 3  # evaluations, one after another, without improvement: after the last it is lowered
+    config.plateau.min_delta = 0.0  # by how much an improvement must be better
+    config.plateau.factor = 0.1  # what the rate is multiplied with each time
+
     return config.lock()

@@ -14,7 +14,7 @@ from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.models import initialisation, stacked
-from vit_jax_mixer.run import checkpoint, optim, parallel, step
+from vit_jax_mixer.run import checkpoint, optim, parallel, plateau, step
 from vit_jax_mixer.run.workdir import CONFIG
 from vit_jax_mixer.tasks import Task, TrainState
 from vit_jax_mixer.tasks.base import Tree
@@ -98,6 +98,8 @@ def assemble(run: Config, devices: Sequence[Any] | None = None) -> Parts:
     parallel.check_batch_size(run.batch_size, "config.batch_size", run.accum_steps, len(devices or ()))
     loader = specs.call(Loader, run.loader, "config.loader")
     optimizer, rate = specs.call(optim.create, run.optim, "config.optim", steps=run.steps, seed=run.seed)
+    if run.plateau.get("metric"):
+        optimizer = plateau.scaled(optimizer)
     scheme = initialisation.parse(run.init)
     task = tasks.create(run)
     if (batches := task.train_data.batches) is not None:

@@ -15,7 +15,7 @@ import optax
 
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import IS_EXAMPLE, POSITION, Dataset
-from vit_jax_mixer.run import gradient_norms, optim, sharpness
+from vit_jax_mixer.run import gradient_norms, optim, plateau, sharpness
 from vit_jax_mixer.run.sharpness import Gradients, Sharpness
 from vit_jax_mixer.tasks.base import Aux, Task, TrainState, Tree
 
@@ -151,7 +151,7 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         **(gradient_norms.by_layer(grads) if by_layer else {}),
         "param_norm": optax.tree.norm(params),  # after the update, which loss and gradient are not
-        "learning_rate": jnp.asarray(learning_rate(count)),
+        "learning_rate": jnp.asarray(learning_rate(count)) * plateau.scale_of(state.opt_state),
     }
     if skips:
         finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in MUST_BE_FINITE])))
