@@ -14,7 +14,7 @@ class Waited(NamedTuple):
 
     step: int  # of the evaluation
     since: int  # of the last improvement; 0 for none yet
-    count: int  # evaluations since then, this one with them
+    times: int  # evaluations since then, this one with them
 
 
 @dataclasses.dataclass(frozen=True)
