@@ -37,6 +37,7 @@ _EARLIER = {
     "plateau.patience": 3,
     "plateau.min_delta": 0.0,
     "plateau.factor": 0.1,
+    "data.balance": "",
     "data.cache": "none",
     "data.cache_mib": 1024,
 }

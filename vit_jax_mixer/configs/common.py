@@ -68,6 +68,7 @@ def get_config() -> Any:
     config.data.eval_ops = "decode(3)|resize_small(256)|center_crop(224)|value_range(-1, 1)"
 
     config.data.views = 1  # times that an example follows itself, augmented anew each time
+    config.data.balance = ""  # or 'classes': each class of training is drawn equally often, small ones too
     config.data.on_bad_example = "stop"  # or 'skip': take another, and list the bad one in the workdir
     # Images that stay in memory, once decoded (docs/data.md): 'auto', where they can; 'host', or an error; or 'none'.
     config.data.cache = "auto"

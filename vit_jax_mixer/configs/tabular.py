@@ -47,6 +47,7 @@ def get_config(what: str = OURS):
             test="all[85%:]",  # rows that choose nothing; '' for none
             target="",  # the column to tell; '' for a usual name, or else the last
             drop="",  # columns that are not read, with commas between them
+            balance="",  # or 'classes': each class of training is drawn equally often
             scaling="quantile",  # or 'standard', 'piecewise(bins=16)', 'original'
         )
     )

@@ -59,7 +59,8 @@ def order_of(dataset: Dataset, seed: int, ops: str, host_ops: int) -> dict[str, 
     """Return what the order of training and its images depend on; what is done on the device is no part of it."""
     made_by = [part.strip() for part in ops.split("|")[:host_ops]]
     drawn = _BY_HOST if dataset.in_step is None else "in the step"
-    return {"seed": seed, "views": dataset.views, "train_ops": "|".join(made_by), "draws": drawn}
+    balance = {"balance": "classes"} if dataset.balance else {}
+    return {"seed": seed, "views": dataset.views, "train_ops": "|".join(made_by), "draws": drawn, **balance}
 
 
 def rows_of_a_file(classes: int) -> int:
@@ -103,8 +104,8 @@ class Logits:
         if changed := record.changes({"training": self.of.data}, {"training": data}):
             raise UserError(f"{self.folder} holds logits of other data: {changed[0]}; {_ADVICE}")
         written = {"draws": _BY_HOST, **self.of.order}
-        if other := [name for name in order if written.get(name) != order[name]]:
-            was, now = written.get(other[0]), order[other[0]]
+        if other := [name for name in {**written, **order} if written.get(name) != order.get(name)]:
+            was, now = written.get(other[0]), order.get(other[0])
             raise UserError(
                 f"{self.folder} holds logits of another order: its {other[0]} is {was!r:.200}, that of this run "
                 f"{now!r:.200}; {_ADVICE}"

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from vit_jax_mixer.data import permutation
+from vit_jax_mixer.data.balance import Balance
 
 IS_EXAMPLE = "_is_example"  # bool[B] of an evaluation batch: False where a row is padding
 
@@ -109,11 +110,28 @@ class Views(grain.MapDataset[int]):
         return self.slice(index) if isinstance(index, slice) else self._parent[index // self._count]
 
 
+class Balanced(grain.MapDataset[int]):
+    """The examples at the shuffled places of a `Balance`."""
+
+    def __init__(self, parent: grain.MapDataset[int], balance: Balance) -> None:
+        super().__init__(parent)
+        self._balance = balance
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        return int(self._balance(index // self._balance.places, self._parent[index]))
+
+
 class Order:
     """Which examples come at positions of the training order, many at once: `shuffled`, each ``views`` times."""
 
-    def __init__(self, count: int, seed: int, views: int) -> None:
-        self._count = count
+    def __init__(self, count: int, seed: int, views: int, balance: Balance | None = None) -> None:
+        self._count = count = balance.places if balance else count
+        self._balance = balance
         self._views = views
         self._seed = _ShuffledFew(_in_order(count, seed)).drawn_from  # that of Grain's shuffle in its place, too
 
@@ -127,4 +145,4 @@ class Order:
                 found[here] = _permutation(self._seed, epoch, self._count)[places[here]]
             else:
                 found[here] = permutation.of((self._seed + epoch) % 2**32, self._count)[places[here]]
-        return found
+        return self._balance(epochs, found) if self._balance else found

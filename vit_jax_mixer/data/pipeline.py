@@ -24,8 +24,9 @@ import numpy as np
 from absl import flags
 
 from vit_jax_mixer.data import main_guard
+from vit_jax_mixer.data.balance import Balance
 from vit_jax_mixer.data.groups import EMPTY, Batches
-from vit_jax_mixer.data.order import IS_EXAMPLE, Blocks, Order, Share, Views, shuffled
+from vit_jax_mixer.data.order import IS_EXAMPLE, Balanced, Blocks, Order, Share, Views, shuffled
 from vit_jax_mixer.data.sources import Source
 from vit_jax_mixer.data.stacking import stack
 from vit_jax_mixer.data.workers import cores, end_with_parent
@@ -58,6 +59,7 @@ class Dataset:
             their positions i64[rows] in the order of training.
         in_step: what the step does to a batch of training: ``in_step(batch, keys)`` with a key for each row, of its
             (seed, position). Such batches have `POSITION`.
+        balance: draws each class of training equally often; None to draw each example once an epoch.
         batches: examples in memory, and which of them come together; then nothing is transformed.
     """
 
@@ -67,6 +69,7 @@ class Dataset:
     skip_bad: bool = False
     beside: Callable[[np.ndarray, Batch], Batch] | None = None
     in_step: Callable[[Batch, jax.Array], Batch] | None = None
+    balance: Balance | None = None
     batches: Batches | None = None
 
     def __len__(self) -> int:
@@ -193,7 +196,8 @@ def indices_of(dataset: Dataset, *, seed: int, batch_size: int, step: int) -> li
 
 def _order(dataset: Dataset, seed: int) -> grain.MapDataset[int]:
     _check_some(dataset, "training")
-    order = shuffled(len(dataset), seed)
+    balance = dataset.balance
+    order = Balanced(shuffled(balance.places, seed), balance) if balance else shuffled(len(dataset), seed)
     return Views(order, dataset.views) if dataset.views > 1 else order
 
 
@@ -313,7 +317,7 @@ def _gathered(
 ) -> Generator[Batch, None, None]:
     """Iterate over the batches of `train_order`, each made when it is asked for: that takes microseconds."""
     _check_some(dataset, "training")
-    order = Order(len(dataset), seed, dataset.views)
+    order = Order(len(dataset), seed, dataset.views, dataset.balance)
     for step in itertools.count(start):
         positions = step * batch_size + share.rows(batch_size)
         yield dataset.completed(positions, gather(order(positions)))

@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax_mixer import classes, pretrained, specs
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data import images
+from vit_jax_mixer.data.balance import balanced
 from vit_jax_mixer.data.kept import Kept
 from vit_jax_mixer.data.pipeline import Batch, Dataset, as_it_is, field
 from vit_jax_mixer.data.sources import open_source
@@ -154,6 +155,7 @@ class ImageData:
         on_bad_example: str,
         cache: str = "none",  # as runs had it whose config lacks these two
         cache_mib: Annotated[int, Within(0, 2**24)] = 1024,
+        balance: str = "",
         *,
         labels: bool = True,
         crops: Mapping[str, Crops] | None = None,
@@ -179,7 +181,10 @@ class ImageData:
         classes.check_distinct(self.class_names, source)
         own = np.arange(self.num_classes, dtype=np.int32) if self.num_classes else None
         fields: Mapping[str, images.HostOp] = crops or {"image": self.train_ops}
-        self.train = Dataset(train_source, Pictures(fields, own if labels else None), views, skip_bad)
+        if drawn := balanced(balance, train_source):
+            train_source = dataclasses.replace(train_source, notes=(*train_source.notes, drawn.note()))
+        made = Pictures(fields, own if labels else None)
+        self.train = Dataset(train_source, made, views, skip_bad, balance=drawn)
         self.plain = Dataset(train_source, Pictures({"image": self.eval_ops}, own), skip_bad=skip_bad)
         self.eval = None
         if eval_source is not None:

@@ -11,6 +11,7 @@ import optax
 
 from vit_jax_mixer import models, predictors, pretrained, specs
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.balance import balanced
 from vit_jax_mixer.data.pipeline import Dataset, as_it_is
 from vit_jax_mixer.data.sources import open_source
 from vit_jax_mixer.data.sources.table import table_of
@@ -85,6 +86,7 @@ class TableData:
         target: str,
         drop: str,
         scaling: str,
+        balance: str = "",
         *,
         predict: str,
         init_from: str,
@@ -118,7 +120,12 @@ class TableData:
             self.encoding, said = encoding.fit(seen, (name, *dropped), scaling)
         found = labelled(table, self.encoding, self.target)
         told = f"{source}: the target is {name}" + (f", {self.target.kind}" if self.target.kind != "two" else "")
-        self.train = Dataset(dataclasses.replace(found, notes=(told, *said, *found.notes)), as_it_is)
+        if balance and self.target.kind == "number":
+            raise UserError("config.data.balance is set, but the target is a number; set it to ''.")
+        examples: Any = found.examples
+        drawn = balanced(balance, found, examples.labels)
+        told_of = (told, *said, *found.notes, *([drawn.note()] if drawn else []))
+        self.train = Dataset(dataclasses.replace(found, notes=told_of), as_it_is, balance=drawn)
 
         def of(split: str) -> Dataset:
             found = labelled(table_of(open_source(source, split), source), self.encoding, self.target)
