@@ -8,10 +8,10 @@ import pytest
 from configs import digits, tabular
 from tests.test_pipeline import loader
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data import balance as balance_lib
 from vit_jax_mixer.data.balance import Balance, balanced
 from vit_jax_mixer.data.pipeline import Dataset, Share, as_it_is, indices_of, train_order
-from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.sources import Source, base
+from vit_jax_mixer.data.sources.base import labels_of
 from vit_jax_mixer.data.tables.encoded import Encoded
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.run.assemble import assemble
@@ -71,8 +71,8 @@ def test_what_cannot_be_balanced_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"config.data.balance needs labels, and 0 has -1; name another split"):
         balanced("classes", dataclasses.replace(source, examples=Encoded(np.zeros((1, 1)), np.array([-1]))))
     listed = [{"label": label} for label in labels.tolist()]
-    np.testing.assert_array_equal(balance_lib.labels_of(dataclasses.replace(source, examples=listed), "x"), labels)
-    monkeypatch.setattr(balance_lib, "MOST_READ", 4)
+    np.testing.assert_array_equal(labels_of(dataclasses.replace(source, examples=listed), "x"), labels)
+    monkeypatch.setattr(base, "_MOST_READ", 4)
     with pytest.raises(UserError, match=r"labels of all 5 examples at once.* gives them one by one.*use a folder:"):
         balanced("classes", dataclasses.replace(source, examples=listed))
 

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from vit_jax_mixer.data.sources import Source
+from vit_jax_mixer.data.sources.base import Source, labels_of
 from vit_jax_mixer.errors import UserError
-
-MOST_READ = 200_000  # examples whose labels are read one by one
 
 
 class Balance:
@@ -32,30 +30,6 @@ class Balance:
         times = self.each / self._counts.min()
         classes = f"each of {len(self._counts):,} classes is drawn equally often"
         return f"{classes}: an example of the smallest {times:,.3g} times as often as one of the largest"
-
-
-def labels_of(source: Source, field: str) -> np.ndarray:
-    """Return the label of each example, int[N], by which a ``field`` of the config goes.
-
-    Raises:
-        UserError: they are not known, or only by reading very many examples.
-    """
-    source.check_labelled("the dataset", field)
-    labels = getattr(source.examples, "labels", None)
-    if labels is None:
-        count = len(source.examples)
-        if count > MOST_READ:
-            raise UserError(
-                f"{field} needs the labels of all {count:,} examples at once, and this dataset gives them one by one, "
-                f"which takes too long above {MOST_READ:,}; use a folder:, manifest:, idx: or hf: dataset."
-            )
-        labels = np.array([int(source.examples[i]["label"]) for i in range(count)])
-    bad = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
-    if len(bad):
-        raise UserError(
-            f"{field} needs labels, and {source.where(int(bad[0]))} has {labels[bad[0]]}; name another split."
-        )
-    return labels
 
 
 def balanced(text: str, source: Source, labels: np.ndarray | None = None) -> Balance | None:

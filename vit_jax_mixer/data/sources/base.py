@@ -8,6 +8,8 @@ import numpy as np
 
 from vit_jax_mixer.errors import UserError
 
+_MOST_READ = 200_000  # examples whose labels are read one by one
+
 
 class RandomAccess(Protocol):
     """What Grain needs of a source; threads share it, and worker processes get a pickled copy.
@@ -60,6 +62,30 @@ class Source:
 
 Splits = Mapping[str, Callable[[], Source]]
 """The splits of a dataset: the name of each, and how to open it."""
+
+
+def labels_of(source: Source, field: str) -> np.ndarray:
+    """Return the label of each example, int[N], which ``field``, what a person wrote, needs.
+
+    Raises:
+        UserError: they are not known, or only by reading very many examples.
+    """
+    source.check_labelled("the dataset", field)
+    labels = getattr(source.examples, "labels", None)
+    if labels is None:
+        count = len(source.examples)
+        if count > _MOST_READ:
+            raise UserError(
+                f"{field} needs the labels of all {count:,} examples at once, and this dataset gives them one by one, "
+                f"which takes too long above {_MOST_READ:,}; use a folder:, manifest:, idx: or hf: dataset."
+            )
+        labels = np.array([int(source.examples[i]["label"]) for i in range(count)])
+    bad = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
+    if len(bad):
+        raise UserError(
+            f"{field} needs labels, and {source.where(int(bad[0]))} has {labels[bad[0]]}; name another split."
+        )
+    return labels
 
 
 def traits(examples: RandomAccess) -> Iterator[bytes]:

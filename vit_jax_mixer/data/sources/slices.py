@@ -4,6 +4,9 @@ A bound is a number of examples or a percentage, rounded to the nearest example;
 counts from the end, also where it rounds to none (in TFDS ``[-1%:]`` of 30 examples is all of them).
 A bound beyond the split is an error rather than its end.
 
+With ``|stratified`` at the end, ``all[:80%]|stratified`` and ``all[80%:]|stratified``, a part is cut from each class by
+itself, so that all parts have the same shares of them; see `strata`.
+
 A split may be asked for by another usual name, as validation for val.
 """
 
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax_mixer import classes
+from vit_jax_mixer.data.sources import strata
 from vit_jax_mixer.data.sources.base import Source, Splits, traits
 from vit_jax_mixer.errors import UserError, suggest
 
@@ -118,7 +122,9 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
     Raises:
         UserError: an unknown split or a bad bound.
     """
-    parts = [Part(expression)] if expression in splits else parse(expression)
+    whole_splits = expression in splits  # whatever its name has in it
+    terms, column = (expression, None) if whole_splits else strata.parse(expression)
+    parts = [Part(expression)] if whole_splits else parse(terms)
     found = {part.split: find(part.split, splits) for part in parts}
     for split, other in found.items():
         if other is None:
@@ -127,13 +133,19 @@ def open_expression(splits: Splits, expression: str, name: str) -> Source:
     opened = {split: splits[other]() for split, other in found.items() if other is not None}
     sources = [opened[part.split] for part in parts]
     others = [_beside(other, splits) for other in found.values()]
-    ranges = [part.range(len(source.examples)) for part, source in zip(parts, sources, strict=True)]
-    whole = len(parts) == 1 and len(ranges[0]) == len(sources[0].examples)
+    taken: list[Taken]
+    if column is None:
+        taken = [part.range(len(source.examples)) for part, source in zip(parts, sources, strict=True)]
+    else:
+        where = f"the split {expression!r} of {name}"
+        classes_of = {split: strata.of(source, column, where) for split, source in opened.items()}
+        taken = [strata.indices(part, classes_of[part.split]) for part in parts]
+    whole = len(parts) == 1 and len(taken[0]) == len(sources[0].examples)
     unlabelled = next((source.unlabelled for source in sources if source.unlabelled), "")
     same = len({source.class_names for source in sources}) == 1
     if not same and not unlabelled:
         unlabelled = f"the splits of {name}, {expression!r}, have different classes; read them one by one."
-    examples = _Joined(tuple(sources), tuple(ranges), labelled=same)
+    examples = _Joined(tuple(sources), tuple(taken), labelled=same)
     class_names = sources[0].class_names if same else ()
     joined = Source(examples, class_names, examples.where, unlabelled=unlabelled)
     source = sources[0] if whole else joined
@@ -169,17 +181,20 @@ def _notes(source: Source, expression: str) -> list[str]:
     return [f"{expression} has no example of {len(lacking):,} of its {len(names):,} classes: {shown}."]
 
 
-@dataclasses.dataclass(frozen=True)
+Taken = range | np.ndarray  # indices of a source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Joined:
-    """Ranges of several sources, one after the other; without labels where they do not all have the same ones."""
+    """What is taken of several sources, one after the other; without labels where these differ."""
 
     sources: tuple[Source, ...]
-    ranges: tuple[range, ...]
+    taken: tuple[Taken, ...]
     labelled: bool = True
 
     @functools.cached_property
     def _ends(self) -> list[int]:
-        return list(itertools.accumulate(len(r) for r in self.ranges))
+        return list(itertools.accumulate(map(len, self.taken)))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -187,10 +202,10 @@ class _Joined:
         if not self.labelled:
             return None
         parts = []
-        for source, part in zip(self.sources, self.ranges, strict=True):
+        for source, part in zip(self.sources, self.taken, strict=True):
             if (labels := getattr(source.examples, "labels", None)) is None:
                 return None
-            parts.append(labels[part.start : part.stop])
+            parts.append(labels[part.start : part.stop] if isinstance(part, range) else labels[part])
         return np.concatenate(parts)
 
     @functools.cached_property
@@ -201,7 +216,7 @@ class _Joined:
             return None
         from vit_jax_mixer.data.tables.reading import concatenate
 
-        return concatenate([table.take(np.asarray(part)) for table, part in zip(tables, self.ranges, strict=True)])
+        return concatenate([table.take(np.asarray(part)) for table, part in zip(tables, self.taken, strict=True)])
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -209,7 +224,7 @@ class _Joined:
     def _locate(self, index: int) -> tuple[Source, int]:
         index = range(len(self))[index]
         part = bisect.bisect_right(self._ends, index)
-        return self.sources[part], self.ranges[part][index - self._ends[part]]  # counted from the part's end
+        return self.sources[part], int(self.taken[part][index - self._ends[part]])  # counted from the part's end
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, index = self._locate(index)
@@ -218,9 +233,9 @@ class _Joined:
 
     def traits(self) -> Iterator[bytes]:
         """Yield those of the sources, and what is taken of each."""
-        for source, taken in zip(self.sources, self.ranges, strict=True):
+        for source, taken in zip(self.sources, self.taken, strict=True):
             yield from traits(source.examples)
-            yield str(taken).encode()
+            yield str(taken).encode() if isinstance(taken, range) else taken.tobytes()
 
     def where(self, index: int) -> str:
         """Say where an example comes from."""

@@ -84,11 +84,11 @@ class Target:
         return rows, labels[rows], [said] * bool(lost)
 
 
-def choose(table: Table, name: str) -> str:
+def choose(table: Table, name: str, where: str = "config.data.target") -> str:
     """Return the column that is the target: the one that is named, has a usual name, or else the last."""
     if name:
         if name not in table.names:
-            raise UserError(f"config.data.target: {table.path} has no column {name!r}{suggest(name, table.names)}")
+            raise UserError(f"{where}: {table.path} has no column {name!r}{suggest(name, table.names)}")
         return name
     lower = {column.lower(): column for column in table.names}
     return next((lower[usual] for usual in USUAL if usual in lower), table.names[-1])
