@@ -55,6 +55,7 @@ OVERRIDES = {
     "mixer_b16.py:imagenet2012": PHOTOS,
     "mixer_imagenet.py": PHOTOS,
     "photos.py": PHOTOS,
+    "multilabel.py": PHOTOS,  # each digit as a list of one label
     "photos.py:finetune": [*PHOTOS, "--config.init_from="],
     "mixer_imagenet.py:S/32": [*PHOTOS, *PLAIN],
     "resmlp_imagenet.py:S12": [*PHOTOS, "--config.model.patch_size=56"],
@@ -131,7 +132,7 @@ def check_run(workdir, told):
     *_, evaluation = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert evaluation["step"] == 2
     assert re.search(
-        r"done: step 2 is the best, .*(accuracy|loss|knn_20) [\d.]+; use the model: python -m .*predict", told
+        r"done: step 2 is the best, .*(accuracy|loss|knn_20|precision) [\d.]+; use the model: python -m .*predict", told
     )
     assert any(metric.endswith(("/accuracy", "/loss", "/knn_20")) for metric in evaluation)
     assert (workdir / "checkpoints/2").is_dir()

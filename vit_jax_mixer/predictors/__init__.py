@@ -9,12 +9,13 @@ from vit_jax_mixer.checkpoints import checksums
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.predictors.base import FILE, Answer, Evaluated, Predictor
 from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.predictors.multilabel import MultiLabel
 from vit_jax_mixer.predictors.rows import Rows
 from vit_jax_mixer.predictors.text import Text
 
 __all__ = ["FILE", "KINDS", "Answer", "Evaluated", "Predictor", "read"]
 
-KINDS: Mapping[str, type[Predictor]] = {kind.kind: kind for kind in (Images, Rows, Text)}
+KINDS: Mapping[str, type[Predictor]] = {kind.kind: kind for kind in (Images, MultiLabel, Rows, Text)}
 
 
 def read(folder: Path) -> Any:
