@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tests.helpers import ROOT, assert_same, environment
+from tests.processes import assert_same_run, in_this_process, plain, together, up_to
 from tests.test_train import command_line, lines, logged, saved_part, small
 from vit_jax_mixer import specs
 from vit_jax_mixer.errors import UserError
@@ -110,3 +111,14 @@ def test_a_killed_command_has_the_same_rates(tmp_path, parallel):
         process.send_signal(signal.SIGKILL)
     assert_same(saved_part(train_and_evaluate(small(**fields), tmp_path / "parts")), expected)
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_with_balanced_classes_too(tmp_path):
+    """And one of them goes on from what both have saved."""
+    fields = {name.replace("__", "."): value for name, value in FIELDS.items()}
+    fields |= {"data.balance": "classes", "optim.learning_rate": 0.1, "checkpoint.every": 2}
+    expected = in_this_process(tmp_path / "one", **fields)
+    assert_same_run(together(tmp_path / "two", plain(2), **fields), expected)
+    assert_same_run(in_this_process(up_to(4, tmp_path / "two", tmp_path / "on"), **fields), expected)
+    np.testing.assert_allclose(rates(tmp_path / "on"), [0.1, 0.1, 0.1, 0.1, 0.05, 0.05], rtol=1e-6)
