@@ -129,3 +129,30 @@ def test_a_command_loads_no_library_before_what_needs_it(modules):
     line = f"import sys, {modules}; print(*{set(FOR_SOME.split())!r}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+LARGE = "glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="a kernel without large pages")
+@pytest.mark.parametrize(
+    ("words", "variables", "expected"),
+    [
+        (["a", "b c"], {}, LARGE),
+        (["a"], {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, f"glibc.malloc.arena_max=2:{LARGE}"),
+        (["a"], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        (["a", "--nokeep_memory"], {}, "None"),
+        (["a"], {"JAX_PLATFORMS": "cuda,cpu"}, "None"),
+        ([], {}, "None"),  # as of a process that is more than a command
+    ],
+)
+def test_a_command_on_cpus_has_large_pages_and_is_the_same_command(words, variables, expected):
+    code = (
+        "import os; from vit_jax_mixer import cli; cli.run(lambda argv: print(os.getenv('GLIBC_TUNABLES'), argv[1:]))"
+    )
+    line = [sys.executable, "-W", "error", "-c", code, *words]
+    env = environment() | {"JAX_PLATFORMS": "cpu"} | variables
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+    given = [word for word in words if not word.startswith("-")]
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected} {given}\n", "")

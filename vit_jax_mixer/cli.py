@@ -76,6 +76,7 @@ def _guarded(
             plugins.look_in(Path.cwd())
             given = parse(sys.argv) if parse else parse_flags(sys.argv, values)
             if _COMMON.is_parsed() and _KEEP_MEMORY.value:
+                startup.ask_for_large_pages()
                 startup.keep_memory()  # of a process that is one command: it cannot be undone
             main(given)
     except (UserError, flags.Error) as error:

@@ -9,6 +9,7 @@ import sys
 from glob import glob
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 CACHE = "VIT_JAX_MIXER_CACHE"  # environment variable that names the folder of `cache_folder`
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
@@ -21,14 +22,33 @@ def keep_memory() -> bool:
     XLA asks malloc for the temporaries of a step anew in each, and glibc gives large blocks back to the system at
     once, so that each step would fault all its pages in. No value changes by it.
     """
-    if sys.platform != "linux" or not _on_cpus():
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
+    if not (libc := _glibc_on_cpus()):
         return False
     # Large blocks come from the heap, of which nothing goes back and which grows by 64 MiB.
     asked = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26))
     return all(libc.mallopt(name, value) for name, value in asked)
+
+
+def ask_for_large_pages(enabled: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> None:
+    """Begin this command anew with a malloc that asks the kernel for large pages, where `keep_memory` does something.
+
+    glibc reads what it is told as a process starts, so the process becomes another one of the same command line. One
+    that is told already stays as it is, and so does one that is more than a command, as a notebook's.
+    """
+    told = os.environ.get("GLIBC_TUNABLES", "")
+    given = sys.argv[1:]
+    if "hugetlb" in told or not given or sys.orig_argv[-len(given) :] != given or not _glibc_on_cpus():
+        return
+    with contextlib.suppress(OSError):
+        if "[never]" not in enabled.read_text():
+            variables = os.environ | {"GLIBC_TUNABLES": f"{told}:glibc.malloc.hugetlb=1".lstrip(":")}
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], variables)
+
+
+def _glibc_on_cpus() -> Any:
+    """Return glibc, if it is there and JAX runs on CPUs, or None."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and _on_cpus() else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def _on_cpus() -> bool:
