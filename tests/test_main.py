@@ -102,7 +102,7 @@ def test_a_field_that_nobody_reads_is_one_sentence(tmp_path):
         "    with c.unlocked():\n        c.data.shufle = True\n    return c\n"
     )
     assert_one_sentence(
-        run(tmp_path, config=mine), "config.data has no field 'shufle'", "Known: cache, cache_mib, eval"
+        run(tmp_path, config=mine), "config.data has no field 'shufle'", "Known: balance, cache, cache_mib, eval"
     )
 
 
