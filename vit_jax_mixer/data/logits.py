@@ -104,7 +104,7 @@ class Logits:
         if changed := record.changes({"training": self.of.data}, {"training": data}):
             raise UserError(f"{self.folder} holds logits of other data: {changed[0]}; {_ADVICE}")
         written = {"draws": _BY_HOST, **self.of.order}
-        if other := [name for name in {**written, **order} if written.get(name) != order.get(name)]:
+        if other := [name for name in {**order, **written} if written.get(name) != order.get(name)]:
             was, now = written.get(other[0]), order.get(other[0])
             raise UserError(
                 f"{self.folder} holds logits of another order: its {other[0]} is {was!r:.200}, that of this run "
