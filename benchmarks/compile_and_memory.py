@@ -9,20 +9,14 @@ for the new one. The four ways are measured in turn, again and again, and the ta
 """
 
 import statistics
-import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from benchmarks.parts import memory
+from benchmarks.parts import measure
 from configs import mixer_imagenet
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import first_example
-from vit_jax_mixer.run import parallel
-from vit_jax_mixer.run.assemble import assemble
 
 _MODEL = flags.DEFINE_string("model", "Mixer-L/16", "Model, of 224 x 224 pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images of a step.")
@@ -69,26 +63,6 @@ def run_of(**way: bool) -> Config:
     config.data.train_ops = "decode(3)|resize(224)|value_range(-1, 1)"
     config.data.eval_ops = config.data.train_ops
     return Config.of(config)
-
-
-def measure(run: Config, steps: int) -> tuple[float, ...]:
-    """Return a row of the table: seconds to trace and compile, seconds a step, and MiB three times."""
-    parts = assemble(run)
-    devices = parts.devices
-    example = first_example(parts.task.train_data)
-    batch = devices.put_batch({n: np.stack([x] * run.batch_size) for n, x in example.items()})
-    # The time of a step does not depend on the values; these are quickly made.
-    state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), parts.shapes()))
-
-    jax.clear_caches()
-    begun = time.perf_counter()
-    compiled = devices.lower(parts.train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
-    seconds = [time.perf_counter() - begun]
-    for _ in range(steps):
-        begun = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, batch))
-        seconds.append(time.perf_counter() - begun)
-    return seconds[0], statistics.median(seconds[1:] or [0.0]), *memory(compiled)
 
 
 if __name__ == "__main__":

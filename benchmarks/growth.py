@@ -2,8 +2,8 @@
 
     python -m benchmarks.growth [--rows=batch,tokens,depth,devices,files,parameters] [--files=1000,10000,100000]
 
-The first three double one thing each and leave the rest: a Mixer of 4 blocks, 196 tokens of 256 channels, a batch of 8,
-float32, with memory kept. 'power' is the slope from the line before on logarithmic axes: 1 where cost grows as the
+The first three multiply one thing each and leave the rest: a Mixer of 4 blocks, 196 tokens of 256 channels, a batch of
+8, float32, with memory kept. 'power' is the slope from the line before on logarithmic axes: 1 where cost grows as the
 work. Memory is what XLA says that the compiled step needs beside state and batch. Devices are simulated, with 16
 images each: the table says what a step sends, not how fast it is. A start opens a folder of empty files, first and
 again, each in a process of its own. A checkpoint is written and read back.
@@ -22,20 +22,18 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from benchmarks import parts
+from benchmarks.parts import measure
 from configs import mixer_imagenet
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
-from vit_jax_mixer.data.pipeline import first_example
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan.cost import Collective
-from vit_jax_mixer.run import parallel
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
 
 _ROWS = flags.DEFINE_list("rows", [], "Which; all if not given.")
 _FILES = flags.DEFINE_list("files", ["1000", "10000", "100000"], "Of folders, each listed twice.")
-_SECONDS = flags.DEFINE_float("seconds", 6, "Time of the steps of a line.", lower_bound=0.1)
+_STEPS = flags.DEFINE_integer("steps", 9, "Training steps of a line.", lower_bound=1)
 
 BASE = {"batch": 8, "tokens": 196, "depth": 4, "width": 256}
 TIMES = {"batch": (4, 8, 16, 32), "tokens": (49, 196, 784), "depth": (2, 4, 8, 16)}
@@ -103,26 +101,12 @@ def run_of(batch: int, tokens: int, depth: int, width: int) -> Config:
 
 
 def steps(name: str) -> None:
-    """Print what a step costs as one thing doubles."""
+    """Print what a step costs as one thing grows."""
 
     def rows() -> Iterator[Sequence[float]]:
         for value in TIMES[name]:
-            made = assemble(run_of(**{**BASE, name: value}))
-            example = first_example(made.task.train_data)
-            batch = made.devices.put_batch(
-                {key: jax.numpy.stack([x] * made.run.batch_size) for key, x in example.items()}
-            )
-            state = made.fresh_state()
-            begun = time.perf_counter()
-            compiled = made.devices.lower(made.train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
-            compiling = time.perf_counter() - begun
-            state, _ = jax.block_until_ready(compiled(state, batch))
-            times, end = [], time.perf_counter() + _SECONDS.value
-            while time.perf_counter() < end or len(times) < 2:
-                begun = time.perf_counter()
-                state, _ = jax.block_until_ready(compiled(state, batch))
-                times.append(time.perf_counter() - begun)
-            yield value, 1000 * statistics.median(times), parts.memory(compiled)[0], compiling
+            compiling, step, temporaries, *_ = measure(run_of(**{**BASE, name: value}), _STEPS.value)
+            yield value, 1000 * step, temporaries, compiling
 
     table((name, "step, ms (power)", "temporaries, MiB", "compilation, s"), rows())
 

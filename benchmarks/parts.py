@@ -1,12 +1,17 @@
 """The parts of a run that is ready to take steps, for what times them."""
 
 import dataclasses
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data.pipeline import first_example
 from vit_jax_mixer.run import optim, parallel
 from vit_jax_mixer.run import step as step_lib
 from vit_jax_mixer.run.assemble import Parts, assemble
@@ -26,6 +31,26 @@ def memory(compiled: jax.stages.Compiled) -> list[float]:
     analysis: Any = compiled.memory_analysis()
     sizes = (analysis.temp_size_in_bytes, analysis.argument_size_in_bytes, analysis.alias_size_in_bytes)
     return [size / 2**20 for size in sizes]
+
+
+def measure(run: Config, steps: int) -> tuple[float, ...]:
+    """Return seconds to trace and compile a run's step, the median of seconds a step, and `memory`."""
+    parts = assemble(run)
+    devices = parts.devices
+    example = first_example(parts.task.train_data)
+    batch = devices.put_batch({n: np.stack([x] * run.batch_size) for n, x in example.items()})
+    # The time of a step does not depend on the values; these are quickly made.
+    state = devices.make(lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01).astype(x.dtype), parts.shapes()))
+
+    jax.clear_caches()
+    begun = time.perf_counter()
+    compiled = devices.lower(parts.train_step, state, batch).compile(parallel.COMPILER_OPTIONS)
+    seconds = [time.perf_counter() - begun]
+    for _ in range(steps):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - begun)
+    return seconds[0], statistics.median(seconds[1:] or [0.0]), *memory(compiled)
 
 
 def of_any_seed(parts: Parts) -> Callable[[Any], Parts]:

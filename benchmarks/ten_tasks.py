@@ -40,7 +40,7 @@ class Task(NamedTuple):
     result: str
 
 
-ACCURACY = r"(\S+/accuracy \S+)"  # the last
+ACCURACY = r"(\S+/accuracy [\d.]*\d)"  # the last
 TASKS = (
     Task("see it train", "train --config=digits", ACCURACY),
     Task("know what is in a picture", "predict --model=runs/digits --top=1 digits/seven.png", r"(\S+ %  \d)"),
@@ -55,9 +55,9 @@ TASKS = (
         "--config.eval_every=50 --config.checkpoint.every=50",
         ACCURACY,
     ),
-    Task("train on my own table", "train --config=tabular:rows.csv", r"(all.85%:./accuracy \S+)"),
-    Task("teach it to write numbers out", "train --config=translate", r"(\S+/exact_match \S+)"),
-    Task("learn without labels", "train --config=mae --config.steps=200", r"(test/loss \S+)"),
+    Task("train on my own table", "train --config=tabular:rows.csv", r"(all.85%:./accuracy [\d.]*\d)"),
+    Task("teach it to write numbers out", "train --config=translate", r"(\S+/exact_match [\d.]*\d)"),
+    Task("learn without labels", "train --config=mae --config.steps=200", r"(test/loss [\d.]*\d)"),
     Task(
         "know what a large run would cost",
         "plan --config=mixer_imagenet:B/16 --target=h100:8 --num_classes=1000 --image_shape=224x224x3 --nosearch",

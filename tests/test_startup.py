@@ -1,4 +1,4 @@
-"""What a command sets before JAX is loaded: the folder of compiled programs. What is kept of memory: test_cli.py."""
+"""What a command sets before JAX is loaded: compiled programs, large pages. What is kept of memory: test_cli.py."""
 
 import os
 import subprocess
@@ -131,28 +131,37 @@ def test_a_command_loads_no_library_before_what_needs_it(modules):
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LARGE = "glibc.malloc.hugetlb=1"
+PAGES = pytest.mark.skipif(
+    not startup._PAGES.exists() or "[never]" in startup._PAGES.read_text(), reason="a kernel without large pages"
+)
 
 
-@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="a kernel without large pages")
+@PAGES
 @pytest.mark.parametrize(
     ("words", "variables", "expected"),
     [
-        (["a", "b c"], {}, LARGE),
-        (["a"], {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, f"glibc.malloc.arena_max=2:{LARGE}"),
-        (["a"], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
-        (["a", "--nokeep_memory"], {}, "None"),
-        (["a"], {"JAX_PLATFORMS": "cuda,cpu"}, "None"),
-        ([], {}, "None"),  # as of a process that is more than a command
+        (["--config.steps=1", "--workdir=b c"], {}, LARGE),
+        ([], {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, f"glibc.malloc.arena_max=2:{LARGE}"),
+        ([], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        (["--nokeep_memory"], {}, "None"),
+        ([], {"JAX_PLATFORMS": "cuda,cpu"}, "None"),
     ],
 )
-def test_a_command_on_cpus_has_large_pages_and_is_the_same_command(words, variables, expected):
-    code = (
-        "import os; from vit_jax_mixer import cli; cli.run(lambda argv: print(os.getenv('GLIBC_TUNABLES'), argv[1:]))"
-    )
-    line = [sys.executable, "-W", "error", "-c", code, *words]
+def test_training_on_cpus_has_large_pages_and_is_the_same_command(words, variables, expected, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("import os, sys\nprint(os.getenv('GLIBC_TUNABLES'), sys.argv[1:])\nsys.exit(0)\n")
+    given = [f"--config={config}", *words]
     env = environment() | {"JAX_PLATFORMS": "cpu"} | variables
+    line = [sys.executable, "-W", "error", "-m", "vit_jax_mixer.main", *given]
     done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
-    given = [word for word in words if not word.startswith("-")]
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected} {given}\n", "")
+
+
+@PAGES
+def test_a_process_that_is_more_than_a_command_does_not_begin_anew():
+    code = "import os, sys; from vit_jax_mixer import startup; sys.argv = ['main', '--config=digits']; "
+    code += "startup.ask_for_large_pages(); print(os.getenv('GLIBC_TUNABLES'))"
+    env = environment() | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("None\n", "")

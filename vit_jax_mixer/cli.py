@@ -1,6 +1,7 @@
 """What every command shares: how it starts and how it ends."""
 
 import contextlib
+import copy
 import faulthandler
 import io
 import itertools
@@ -76,7 +77,6 @@ def _guarded(
             plugins.look_in(Path.cwd())
             given = parse(sys.argv) if parse else parse_flags(sys.argv, values)
             if _COMMON.is_parsed() and _KEEP_MEMORY.value:
-                startup.ask_for_large_pages()
                 startup.keep_memory()  # of a process that is one command: it cannot be undone
             main(given)
     except (UserError, flags.Error) as error:
@@ -138,6 +138,13 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     if logging.get_verbosity() > logging.FATAL:
         std_logging.getLogger("concurrent.futures").setLevel(std_logging.NOTSET)
     return left
+
+
+def keeps_memory(argv: Sequence[str]) -> bool:
+    """Say whether a command line leaves --keep_memory as it is, without a look at the command's own flags."""
+    values = copy.deepcopy(_COMMON)
+    values(argv, known_only=True)
+    return bool(values.keep_memory)
 
 
 def _quiet() -> None:

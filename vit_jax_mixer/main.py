@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax_mixer import cli, command_line, config_file
+from vit_jax_mixer import cli, command_line, config_file, startup
 
 _FLAGS = flags.FlagValues()
 _FLAGS.append_flag_values(command_line.FLAGS)
@@ -47,7 +47,11 @@ def main(given: command_line.Given | None) -> None:
 
 def _parse(argv: Sequence[str]) -> command_line.Given | None:
     """Parse the flags; None where the configs are to be listed."""
-    return None if "--list" in argv else command_line.parse_flags(argv)
+    if "--list" in argv:
+        return None
+    if cli.keeps_memory(argv):
+        startup.ask_for_large_pages()  # before the config is read, since all that is done by then is done again
+    return command_line.parse_flags(argv)
 
 
 def _config_name(path: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 CACHE = "VIT_JAX_MIXER_CACHE"  # environment variable that names the folder of `cache_folder`
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # which of the ways in brackets
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
@@ -29,18 +30,19 @@ def keep_memory() -> bool:
     return all(libc.mallopt(name, value) for name, value in asked)
 
 
-def ask_for_large_pages(enabled: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> None:
+def ask_for_large_pages() -> None:
     """Begin this command anew with a malloc that asks the kernel for large pages, where `keep_memory` does something.
 
-    glibc reads what it is told as a process starts, so the process becomes another one of the same command line. One
-    that is told already stays as it is, and so does one that is more than a command, as a notebook's.
+    Steps of large models fault far fewer pages in; but to zero them delays a start, so it is for training alone. glibc
+    reads what it is told as a process starts, so the process becomes another one of the same command line. One that is
+    told already stays as it is, and so does one that is more than a command, as a notebook's.
     """
     told = os.environ.get("GLIBC_TUNABLES", "")
     given = sys.argv[1:]
     if "hugetlb" in told or not given or sys.orig_argv[-len(given) :] != given or not _glibc_on_cpus():
         return
     with contextlib.suppress(OSError):
-        if "[never]" not in enabled.read_text():
+        if "[never]" not in _PAGES.read_text():
             variables = os.environ | {"GLIBC_TUNABLES": f"{told}:glibc.malloc.hugetlb=1".lstrip(":")}
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], variables)
 

@@ -7,11 +7,10 @@ Each figure is of a process of its own; those of a row take turns, and the table
 ours is of each in brackets. PyTorch and TensorFlow may be of other environments, whose Python is named; what is not
 there is left out. CLONE is one of google-research/vision_transformer. All with all rows takes about 2 minutes a round.
 --to also writes the table to a Markdown file, and each round's figures to one of JSON beside it. Each is as one
-launches it: ours keeps memory in large pages on CPUs, as our commands do, and the others do not.
+launches it: ours keeps memory on CPUs, and in training asks for large pages, as our commands do.
 """
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -139,10 +138,7 @@ def has(python: str, library: str, flag: str) -> bool:
 def measured(one: Contestant, row: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what a contestant says of a row, in a process of its own."""
     command = [one.python, "-m", f"benchmarks.peers.{one.module}", row, json.dumps(settings)]
-    env = dict(os.environ)
-    if one.module != "ours":
-        env.pop("GLIBC_TUNABLES", None)  # which our commands set
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"{one.name}, {row} failed: {why}; leave it out, or mend that ({' '.join(command[:3])}).")

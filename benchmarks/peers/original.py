@@ -5,6 +5,7 @@ stands, and of utils.py `accumulate_gradient`. Its model wants einops.
 """
 
 import ast
+import importlib
 import os
 import sys
 import time
@@ -24,8 +25,7 @@ from benchmarks.peers import timing
 def model(clone: str) -> Any:
     """Return the Mixer-S/16 of the clone."""
     sys.path.insert(0, os.path.join(clone, "vit_jax"))
-    import models_mixer  # pyright: ignore[reportMissingImports]
-
+    models_mixer = importlib.import_module("models_mixer")
     sizes = dict(num_blocks=8, hidden_dim=512, tokens_mlp_dim=256, channels_mlp_dim=2048)
     return models_mixer.MlpMixer(patches=SimpleNamespace(size=(16, 16)), num_classes=1000, **sizes)
 

@@ -1,28 +1,25 @@
-"""Ours, as the commands run it: memory kept on CPUs, programs compiled anew."""
+"""Ours, as the commands run it: memory kept on CPUs, large pages in training; programs are compiled anew."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax_mixer import startup
+import jax
+import numpy as np
+from absl import flags
 
-startup.keep_memory()
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-
-from benchmarks import input_pipeline, loop_overhead  # noqa: E402
-from benchmarks.peers import timing  # noqa: E402
-from configs import mixer_b16, mnist  # noqa: E402
-from vit_jax_mixer import models  # noqa: E402
-from vit_jax_mixer.config import Config  # noqa: E402
-from vit_jax_mixer.predictions import predict  # noqa: E402
-from vit_jax_mixer.predictors.images import Images  # noqa: E402
-from vit_jax_mixer.run import parallel  # noqa: E402
-from vit_jax_mixer.run.assemble import assemble  # noqa: E402
-from vit_jax_mixer.trained import Trained  # noqa: E402
+from benchmarks import input_pipeline, loop_overhead
+from benchmarks.peers import timing
+from configs import mixer_b16, mnist
+from vit_jax_mixer import models, startup
+from vit_jax_mixer.config import Config
+from vit_jax_mixer.predictions import predict
+from vit_jax_mixer.predictors.images import Images
+from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run.assemble import assemble
+from vit_jax_mixer.trained import Trained
 
 MODEL = "Mixer-S/16"
 
@@ -97,6 +94,9 @@ def inference(settings: dict[str, Any]) -> timing.Measured:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] in ("train", "loop"):
+        startup.ask_for_large_pages()
+    startup.keep_memory()
     flags.FLAGS.mark_as_parsed()
     jax.config.update("jax_enable_compilation_cache", False)
     rows = {"forward": forward, "train": train, "loop": loop, "pipeline": pipeline, "inference": inference}

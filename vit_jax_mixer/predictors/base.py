@@ -32,11 +32,11 @@ Transform = Callable[[Any, np.random.Generator], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """From a source's example to {field: array, 'label': i32[]}; worker processes get a copy.
+    """From a source's example to {field: array, 'label': i32[] or f32[K]}; worker processes get a copy.
 
     Attributes:
         read: gives {field: array}.
-        classes: i32[J], the class for each label of the source.
+        classes: i32[J], the class for each label of the source; or f32[J, K], the model's labels for each.
         matched: how they were found, for people; '' where that is plain.
     """
 
@@ -48,7 +48,7 @@ class Labelled:
         label = int(field(example, "label"))
         if not 0 <= label < len(self.classes):
             raise UserError(f"its label is {label}, not from 0 to {len(self.classes) - 1}; name a labelled split.")
-        return {**self.read(example, rng), "label": np.int32(self.classes[label])}
+        return {**self.read(example, rng), "label": self.classes[label]}
 
 
 def columns(text: str) -> int:

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vit_jax_mixer.data.pipeline import field
 from vit_jax_mixer.data.sources import Source
-from vit_jax_mixer.errors import UserError, printable
-from vit_jax_mixer.predictors.base import Rows, Transform, columns
+from vit_jax_mixer.errors import printable
+from vit_jax_mixer.predictors.base import Labelled, Rows, columns
 from vit_jax_mixer.predictors.classification import labels as matching
 from vit_jax_mixer.predictors.classification import scores, several
 from vit_jax_mixer.predictors.classification.prediction import Prediction
@@ -45,27 +44,6 @@ class Labels(Prediction):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-    """From a source's example to {'image': u8[h, w, c], 'label': f32[K]}; worker processes get a copy.
-
-    Attributes:
-        read: gives the image.
-        table: f32[J, K], the model's labels for each class of the source.
-        matched: how they were found, for people.
-    """
-
-    read: Transform
-    table: np.ndarray
-    matched: str = ""
-
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        number = int(field(example, "label"))
-        if not 0 <= number < len(self.table):
-            raise UserError(f"its label is {number}, not from 0 to {len(self.table) - 1}; name a labelled split.")
-        return {**self.read(example, rng), "label": self.table[number]}
-
-
-@dataclasses.dataclass(frozen=True)
 class MultiLabel(Images):
     """What a user of weights for images with several labels must know.
 
@@ -92,7 +70,7 @@ class MultiLabel(Images):
     def picture(self, answer: Any, row: Rows) -> Image.Image:
         return super().picture(dataclasses.replace(answer, classes=(answer.likeliest,)), row)
 
-    def labelled(self, source: Source, where: str, *, by_number: bool) -> Labelled:  # pyright: ignore[reportIncompatibleMethodOverride] # another label
+    def labelled(self, source: Source, where: str, *, by_number: bool) -> Labelled:
         source.check_labelled(where, "an evaluation")
         names = several.names_in(source.class_names, where)
         found, matched = matching.match(names, self.class_names, len(self.names), where, by_number)
