@@ -28,6 +28,7 @@ from benchmarks.parts import memory
 from configs import digits, mixer_imagenet
 from vit_jax_mixer import cli
 from vit_jax_mixer.config import Config
+from vit_jax_mixer.data import packing
 from vit_jax_mixer.run import hardware, parallel
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.train import train_and_evaluate
@@ -172,15 +173,20 @@ def _is(chip: hardware.Chip) -> bool:
 
 
 def loops(ends: float, left: list[str]) -> Iterator[dict[str, Any]]:
-    """Run the train loop of Mixer-S/16 in bfloat16, with images made at once and with JPEGs of photos' size."""
+    """Run the train loop of Mixer-S/16 in bfloat16: images on the device and in memory, and JPEGs packed and in files."""
     with tempfile.TemporaryDirectory() as folder:
-        photos = Path(folder) / "photos"
-        config = _blank(STEPS[0])
-        ways = {"made at once": config}
+        photos, packed = Path(folder) / "photos", Path(folder) / "packed"
+        ways = {}
+        for name, cache in (("on the device", "device"), ("in memory", "host"), ("made at once", "none")):
+            ways[name] = _blank(STEPS[0])
+            ways[name].data.cache = cache
         jpegs(photos, 512)
+        for _ in packing.pack(packing.Settings(f"folder:{photos}", ("train",), 256, 90, False), packed):
+            pass
         ops = f"decode_crop({_SIDE.value})|flip_lr|value_range(-1, 1)"
-        ways["JPEGs of 500 x 375, decode_crop and flip"] = _config(STEPS[0], f"folder:{photos}", ops)
-        for name, config in ways.items():
+        for name, source in (("JPEGs of 500 x 375, packed", f"tfds:{packed}"), ("in files", f"folder:{photos}")):
+            ways[name] = _config(STEPS[0], source, ops)
+        for number, (name, config) in enumerate(ways.items()):
             if time.monotonic() > ends - 30:
                 left.append(name)
                 continue
@@ -188,7 +194,7 @@ def loops(ends: float, left: list[str]) -> Iterator[dict[str, Any]]:
             config.data.train = "train"
             config.eval_every = config.checkpoint.every = 1000
             config.optim.warmup_steps = 10
-            workdir = Path(folder) / str(len(left)) / name[:4]
+            workdir = Path(folder) / str(number)
             train_and_evaluate(config, workdir)
             logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
             last = [line for line in logged if "perf/images_per_second" in line][-1]

@@ -142,8 +142,9 @@ def test_what_stays_in_memory_is_told(fields, told):
     assert bool(found.train.gather) == ("training stay" in told)
     if not found.train.gather:
         assert not found.train.in_step
-        with pytest.raises(UserError, match=r"config.data.cache is 'host', but .*; set it to 'auto'"):
-            data(cache="host", **fields)
+        for cache in ("host", "device"):
+            with pytest.raises(UserError, match=rf"config.data.cache is '{cache}', but .*; set it to 'auto'"):
+                data(cache=cache, **fields)
 
 
 def test_a_bad_example_is_named_when_it_is_met_and_none_is_read_before():

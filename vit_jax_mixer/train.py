@@ -17,7 +17,7 @@ from vit_jax_mixer.data import record
 from vit_jax_mixer.data.pipeline import Batch, indices_of
 from vit_jax_mixer.data.skipped import Skipped
 from vit_jax_mixer.errors import UserError, suggest
-from vit_jax_mixer.run import hardware, parallel, processes, step
+from vit_jax_mixer.run import hardware, parallel, processes, resident, step
 from vit_jax_mixer.run import workdir as workdirs
 from vit_jax_mixer.run.assemble import Parts, assemble
 from vit_jax_mixer.run.checkpoint import Checkpoints
@@ -119,12 +119,13 @@ def train_and_evaluate(
                 one.check(reports.evaluations, start, run.eval_every)
             state = plateau.applied(state, reports.evaluations, run.eval_every)
             ends = stopping.reason(reports.evaluations, run.eval_every)
+            placing = resident.placing(task.train_data, devices)
             batches = parts.loader.train_batches(
-                task.train_data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
+                placing.data, seed=run.seed, batch_size=run.batch_size, start=start, on_skipped=skipped
             )
             if not start:
-                batches = _with_first(batches, lambda first: reports.pictures(0, task.sheet(first)))
-            ready = ahead(batches, devices.put_batch)
+                batches = _with_first(batches, lambda first: reports.pictures(0, task.sheet(placing.whole(first))))
+            ready = ahead(batches, placing.put)
             done = start
             try:
                 for number in range(start + 1, (start if ends else run.steps) + 1):

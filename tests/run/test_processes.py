@@ -36,6 +36,7 @@ ANOTHER = {
         "eval_batch_size": 128,
     },
     "tabular": {"model.dropout_rate": None, "task.beside": ""},
+    "digits": {"data.cache": "device"},
 }
 
 

@@ -70,9 +70,10 @@ def get_config() -> Any:
     config.data.views = 1  # times that an example follows itself, augmented anew each time
     config.data.balance = ""  # or 'classes': each class of training is drawn equally often, small ones too
     config.data.on_bad_example = "stop"  # or 'skip': take another, and list the bad one in the workdir
-    # Images that stay in memory, once decoded (docs/data.md): 'auto', where they can; 'host', or an error; or 'none'.
+    # Images that stay in memory, once decoded (docs/data.md): 'auto', where they can; 'host', or an error; 'device',
+    # on each device; or 'none'.
     config.data.cache = "auto"
-    config.data.cache_mib = 1_024  # of memory that they may take, on each host
+    config.data.cache_mib = 1_024  # of memory that they may take, on each host or device
 
     config.loader = ConfigDict()  # each process of the run has its own
     config.loader.workers = -1  # processes that make batches; 0 for threads alone; -1 chooses by the cores

@@ -18,7 +18,7 @@ from vit_jax_mixer.data.pipeline import like_batch
 from vit_jax_mixer.errors import UserError
 from vit_jax_mixer.plan import cost, hlo
 from vit_jax_mixer.plan.targets import Target
-from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run import parallel, resident
 from vit_jax_mixer.run.assemble import assemble
 from vit_jax_mixer.tasks.base import Tree
 
@@ -38,7 +38,7 @@ class Memory:
     Attributes:
         parameters: of the model.
         optimizer: what the optimizer keeps of each parameter.
-        other_state: the rest of the training state: a running mean, a teacher.
+        other_state: the rest of the training state: a running mean, a teacher; and images that stay on each chip.
         batch: this chip's rows.
         temporaries: activations, gradients and what the compiler needs beside them.
         program: the compiled code itself, which lies in a TPU's memory.
@@ -96,6 +96,7 @@ class Planned:
         self._parallel, self._step = parts.devices, parts.train_step
         self._state = dataclasses.replace(parts.shapes(), frozen=parts.task.frozen_shapes())
         self._data = parts.task.train_data
+        self._kept = resident.size(parts.task)
         self.noun = parts.task.noun
 
     def compile(self, batch_size: int) -> Compiled:
@@ -117,7 +118,7 @@ class Planned:
             raise NotImplementedError(f"{self.target.name}: its compiler does not say what a program costs")
         code = sizes.generated_code_size_in_bytes if self.target.chip.kind == "tpu" else 0
         out = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-        peak = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + out + code
+        peak = self._kept + sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + out + code
         memory = self._memory(state, batch, sizes.temp_size_in_bytes + out, code, peak)
         xla = {name: float(analysis[name]) for name in ("flops", "bytes accessed")}
         return Compiled(batch_size, memory, cost.cost_of(hlo.parse(text), self.target.node), xla, seconds)
@@ -125,8 +126,8 @@ class Planned:
     def _memory(self, state: Tree, batch: Tree, temporaries: float, program: float, step: float) -> Memory:
         held = lambda tree: float(sum(map(self._bytes, jax.tree.leaves(tree))))
         parameters, optimizer = held(state.params), held(state.opt_state)
-        rest = held(state) - parameters - optimizer
-        start = 2 * held(state)
+        rest = held(state) - parameters - optimizer + self._kept
+        start = 2 * held(state) + self._kept
         return Memory(parameters, optimizer, rest, held(batch), temporaries, program, step, start)
 
     def _bytes(self, leaf: jax.ShapeDtypeStruct) -> float:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import jax
 
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import Loader, OnSkipped
-from vit_jax_mixer.run import parallel
+from vit_jax_mixer.run import parallel, resident
 from vit_jax_mixer.run import step as step_lib
 from vit_jax_mixer.tasks import Task, TrainState
 
@@ -34,11 +35,11 @@ class Evaluator:
             raise ValueError(f"{type(task).__name__}.every names {sorted(unknown)}, which are none of its eval_data")
         self._run = run
         self._task = task
-        self._devices = devices
         self._loader = loader
         self._on_skipped = on_skipped
         self._check = check
         self._step = devices.eval_step(partial(step_lib.eval_step, task))
+        self._placing = functools.cache(lambda name: resident.placing(task.eval_data[name], devices))
 
     def is_whole(self, step: int) -> bool:
         """Say whether the evaluation after ``step`` updates leaves nothing out."""
@@ -69,18 +70,16 @@ class Evaluator:
 
     def _outputs(self, step: int, state: TrainState) -> Callable[[str], Iterator[dict[str, Any]]]:
         def outputs(name: str) -> Iterator[dict[str, Any]]:
-            dataset = self._task.eval_data[name]
             if not self._is_due(name, step):
                 return
-            batches = self._loader.eval_batches(
-                dataset, batch_size=self._run.eval_batch_size, on_skipped=self._on_skipped
-            )
+            data, put, _ = self._placing(name)
+            batches = self._loader.eval_batches(data, batch_size=self._run.eval_batch_size, on_skipped=self._on_skipped)
 
             def begin(batch: Any) -> Any:
                 self._check()
                 return self._step(state, batch)
 
-            running = map(begin, ahead(batches, self._devices.put_batch))
+            running = map(begin, ahead(batches, put))
             yield from map(parallel.rows_of, ahead(running, lambda rows: rows))
 
         return outputs

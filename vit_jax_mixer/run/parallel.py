@@ -58,6 +58,14 @@ class Parallel(abc.ABC):
         """Send this process's rows [B / processes, ...] to its devices, without waiting."""
 
     @abc.abstractmethod
+    def look_up(self, rows: Tree) -> Callable[[jax.Array], Tree]:
+        """Send arrays [N, ...], which every process has, to each device whole.
+
+        Returns:
+            what gives those of a batch, from their numbers i32[B] as `put_batch` has placed them.
+        """
+
+    @abc.abstractmethod
     def shapes(self, state: Tree, batch: Tree) -> tuple[Tree, Tree]:
         """Return (state, batch) as `lower` takes them, from the shapes of a state and of the whole batch."""
 
@@ -134,6 +142,10 @@ class Jit(Parallel):
     def put_batch(self, batch: Batch) -> Batch:
         return jax.tree.map(partial(jax.make_array_from_process_local_data, self._rows), batch)
 
+    def look_up(self, rows: Tree) -> Callable[[jax.Array], Tree]:
+        whole = lambda leaf: jax.make_array_from_callback(leaf.shape, self._replicated, lambda index: leaf[index])
+        return partial(jax.jit(_pick, out_shardings=self._rows), jax.tree.map(whole, rows))
+
     def shapes(self, state: Tree, batch: Tree) -> tuple[Tree, Tree]:
         placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         state = jax.tree.map(lambda leaf: placed(leaf, self.saved_sharding(leaf)), state)
@@ -201,6 +213,9 @@ class Pmap(Parallel):
         devices = jax.local_device_count()
         return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
+    def look_up(self, rows: Tree) -> Callable[[jax.Array], Tree]:
+        return partial(jax.pmap(_pick, devices=self._devices), flax.jax_utils.replicate(rows, self._devices))
+
     def shapes(self, state: Tree, batch: Tree) -> tuple[Tree, Tree]:
         count = len(self._devices)
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), state)
@@ -221,6 +236,11 @@ class Pmap(Parallel):
 
     def eval_step(self, step: Step) -> Callable[[TrainState, Batch], Any]:
         return jax.pmap(partial(step, Across(gather=_gather)), axis_name=DATA, out_axes=None)
+
+
+def _pick(rows: Tree, index: jax.Array) -> Tree:
+    """Return those rows of arrays [N, ...], as [B, ...]."""
+    return jax.tree.map(lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), rows)
 
 
 _gather = partial(jax.lax.all_gather, axis_name=DATA, tiled=True)  # in the order of the devices, as `put_batch` splits

@@ -148,8 +148,10 @@ def create(
         raise UserError("config.task.teacher is ''; name a workdir, published weights, an ONNX file or logits.")
     folder = Path(teacher).expanduser()
     if folder.suffix == ".onnx" or ((folder / logits_lib.FILE).exists() and Logits(folder).of_host()):
-        if run.data.get("cache") == "host":
-            raise UserError(f"config.data.cache is 'host', but {teacher} reads what the host draws; set it to 'auto'.")
+        if (cache := run.data.get("cache")) in ("host", "device"):
+            raise UserError(
+                f"config.data.cache is {cache!r}, but {teacher} reads what the host draws; set it to 'auto'."
+            )
         run = dataclasses.replace(run, data={**run.data, "cache": "none"})
     task = classification.build(Distillation, run, loss, label_smoothing, probe, probe_examples, class_weights)
     blank = str(run.data["source"]).startswith("blank:")  # to plan it, without its data

@@ -205,27 +205,29 @@ class ImageData:
                 f"config.data.train_ops gives images of shape {whole}, eval_ops of {self.shape}; "
                 "a Mixer reads one size: make them equal."
             )
-        if specs.lookup({"none": False, "auto": True, "host": True}, cache, "config.data.cache"):
-            self._keep(train_ops, eval_ops, next(iter(crops or {}), ""), cache_mib, must=cache == "host")
+        if specs.lookup({"none": False, "auto": True, "host": True, "device": True}, cache, "config.data.cache"):
+            self._keep(train_ops, eval_ops, next(iter(crops or {}), ""), cache, cache_mib)
 
-    def _keep(self, train_ops: str, eval_ops: str, crops: str, mib: int, *, must: bool) -> None:
-        """Let small images stay in memory, and tell of it; they ``must`` by config.data.cache='host'."""
+    def _keep(self, train_ops: str, eval_ops: str, crops: str, cache: str, mib: int) -> None:
+        """Let small images stay in memory, or on each device, and tell of it; they must, but for 'auto'."""
+        on_devices = cache == "device"
+        where = "on each device" if on_devices else "in memory"
         left, told = mib << 20, []
         ops = images.undrawn(train_ops, "config.data.train_ops")
         why = f"{crops} are drawn on the host" if crops else _why_not(self.train, ops, self.shape, left)
-        if why and must:
-            raise UserError(f"config.data.cache is 'host', but {why}; set it to 'auto'.")
+        if why and cache != "auto":
+            raise UserError(f"config.data.cache is {cache!r}, but {why}; set it to 'auto'.")
         if why:
             told.append(f"those of training are made anew each time: {why}")
         else:
-            self.train = _kept(self.train, ops)
+            self.train = _kept(self.train, ops, on_devices)
             left -= _bytes(self.train, self.shape)
             moved = f", {' and '.join(ops.moved)} inside the step" if ops.moved else ""
-            told.append(f"those of training stay in memory, {_bytes(self.train, self.shape) / 2**20:,.1f} MiB{moved}")
+            told.append(f"those of training stay {where}, {_bytes(self.train, self.shape) / 2**20:,.1f} MiB{moved}")
         of_eval = images.undrawn(eval_ops, "config.data.eval_ops")
         if self.eval and not of_eval.moved and not _why_not(self.eval, of_eval, self.shape, left):
-            told.append(f"those of evaluation stay in memory, {_bytes(self.eval, self.shape) / 2**20:,.1f} MiB")
-            self.eval = _kept(self.eval, of_eval)
+            told.append(f"those of evaluation stay {where}, {_bytes(self.eval, self.shape) / 2**20:,.1f} MiB")
+            self.eval = _kept(self.eval, of_eval, on_devices)
         source = self.train.source
         note = f"images: {'; '.join(told)}"
         self.train = dataclasses.replace(self.train, source=dataclasses.replace(source, notes=(*source.notes, note)))
@@ -276,13 +278,13 @@ def _bytes(dataset: Dataset, shape: tuple[int, ...]) -> int:
     return len(dataset) * math.prod(shape)
 
 
-def _kept(dataset: Dataset, ops: images.Undrawn) -> Dataset:
-    """Return the dataset with its images in memory, and what is drawn of them in the step."""
+def _kept(dataset: Dataset, ops: images.Undrawn, on_devices: bool) -> Dataset:
+    """Return the dataset with its images in memory or on the devices, and what is drawn of them in the step."""
     pictures: Any = dataset.transform
     made = dataclasses.replace(dataset, transform=dataclasses.replace(pictures, ops={"image": ops.fixed}))
 
     def drawn(batch: Batch, keys: jax.Array) -> Batch:
         return {**batch, "image": images.in_step(ops.twins, batch["image"], keys)}
 
-    source = dataclasses.replace(dataset.source, examples=Kept(made))
+    source = dataclasses.replace(dataset.source, examples=Kept(made, on_devices=on_devices))
     return dataclasses.replace(dataset, source=source, transform=as_it_is, in_step=drawn if ops.twins else None)
