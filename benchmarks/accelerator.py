@@ -173,7 +173,7 @@ def _is(chip: hardware.Chip) -> bool:
 
 
 def loops(ends: float, left: list[str]) -> Iterator[dict[str, Any]]:
-    """Run the train loop of Mixer-S/16 in bfloat16: images on the device and in memory, and JPEGs packed and in files."""
+    """Run the train loop of Mixer-S/16 in bfloat16: images on the device, in memory, of packed JPEGs and of files."""
     with tempfile.TemporaryDirectory() as folder:
         photos, packed = Path(folder) / "photos", Path(folder) / "packed"
         ways = {}

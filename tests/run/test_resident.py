@@ -6,7 +6,7 @@ import pytest
 
 from configs import digits
 from tests.helpers import assert_same
-from tests.processes import end_of, in_this_process, up_to
+from tests.processes import in_this_process, up_to
 from vit_jax_mixer.config import Config
 from vit_jax_mixer.data.pipeline import POSITION
 from vit_jax_mixer.plan import targets
